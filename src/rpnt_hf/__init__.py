@@ -1,0 +1,1 @@
+"""Spikes in, movement out: RPNT on the Hugging Face stack."""

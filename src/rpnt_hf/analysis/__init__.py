@@ -1,0 +1,1 @@
+"""Plots and connectivity maps of recordings and trained models."""

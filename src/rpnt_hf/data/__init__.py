@@ -1,0 +1,1 @@
+"""Reading, binning, simulating and cutting recordings."""

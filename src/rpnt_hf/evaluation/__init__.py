@@ -1,0 +1,1 @@
+"""Protocols, comparators, statistics and reports."""
