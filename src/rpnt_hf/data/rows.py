@@ -1,0 +1,114 @@
+"""Views of one row of a built dataset: counts, behaviour, observed bins and the bins that are scored.
+
+For everything that reads rows (windows, comparators, evaluation). Not for writing rows: that is `builder.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DatasetError
+
+__all__ = ["reach_bins", "row_behavior", "row_counts", "row_observed", "scored_bins"]
+
+
+def row_counts(row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Views the spike counts of a row without copying them.
+
+    Args:
+        row (`Mapping`): Row of a built dataset; `counts` holds bins x units bytes in C order.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins, num_units)`, uint8, read-only: spikes per bin.
+
+    Raises:
+        DatasetError: If the bytes do not fill bins x units.
+    """
+    return _buffer(row, "counts", np.uint8, len(row["unit_ids"]))
+
+
+def row_observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Views which bins of a row were observed.
+
+    Args:
+        row (`Mapping`): Row of a built dataset.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins,)`, bool: True where the recording was running in the bin.
+
+    Raises:
+        DatasetError: If there is not one byte per bin.
+    """
+    return _buffer(row, "observed", np.uint8, 1)[:, 0].astype(bool)
+
+
+def row_behavior(row: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Views the behaviour of a row without copying it.
+
+    Args:
+        row (`Mapping`): Row of a built dataset.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins, num_targets)`, float32, read-only, in the units that `behavior_units`
+        names; NaN where absent. Shape `(num_bins, 0)` where the session has no behaviour.
+
+    Raises:
+        DatasetError: If the values do not fill bins x targets.
+    """
+    return _buffer(row, "behavior", np.float32, len(row["behavior_names"] or ()))
+
+
+def scored_bins(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Says which bins of a row are decoding targets (DESIGN section 5).
+
+    With trials, the bins from `scored_start_bin` to `scored_stop_bin` (exclusive) of each; without trials, every bin
+    after the context. A bin of the context, an unobserved bin and a bin whose behaviour is not finite never count.
+
+    Args:
+        row (`Mapping`): Row of a built dataset.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins,)`, bool: True where a prediction is scored.
+    """
+    trials = row["trials"] or []
+    intervals = [(trial["scored_start_bin"], trial["scored_stop_bin"]) for trial in trials]
+    return _targets(row, intervals if trials else [(0, row["num_bins"])])
+
+
+def reach_bins(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Says which bins of a row belong to a reach: from the go cue to the end of the scored interval.
+
+    Args:
+        row (`Mapping`): Row of a built dataset.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins,)`, bool: True inside a reach, under the same exclusions as `scored_bins`.
+        All False where no trial has a go cue.
+    """
+    trials = [trial for trial in row["trials"] or [] if trial["go_cue_bin"] >= 0]
+    return _targets(row, [(trial["go_cue_bin"], trial["scored_stop_bin"]) for trial in trials])
+
+
+def _targets(row: Mapping[str, Any], intervals: list[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Marks the intervals, less context, unobserved bins and bins without behaviour."""
+    inside = np.zeros(row["num_bins"], dtype=bool)
+    for start, stop in intervals:
+        inside[max(start, 0) : max(stop, 0)] = True
+    inside[: row["num_context_bins"]] = False
+    behavior = row_behavior(row)
+    if behavior.shape[1] == 0:
+        return np.zeros_like(inside)
+    return inside & row_observed(row) & np.isfinite(behavior).all(axis=1)
+
+
+def _buffer(row: Mapping[str, Any], column: str, dtype: type[np.generic], width: int) -> NDArray[Any]:
+    """Views a binary column as `(num_bins, width)`."""
+    values = np.frombuffer(row[column] or b"", dtype=dtype)
+    if values.size != row["num_bins"] * width:
+        raise DatasetError(
+            f"`{column}` must hold {row['num_bins']} x {width} values, got {values.size} in the row of session "
+            f"'{row['session_id']}' that starts at {row['start_time']} s. Build the dataset again with `rpnt build`."
+        )
+    return values.reshape(row["num_bins"], width)
