@@ -1,0 +1,45 @@
+# Every target sets up what it needs: Python 3.11 or newer, make and git are enough.
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python` names another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= demo_out
+SOURCES := src training dataset_builders tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# Done once, and again when the dependencies or the constraints change.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, none was found: make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Run the whole path on simulated recordings (DEMO_OUT=folder, at most 5 minutes on two cores).
+	$(BIN)/rpnt demo --out $(DEMO_OUT)
+
+test: $(STAMP)  ## Run the fast tests.
+	$(BIN)/python -m pytest -q -m "not slow and not network and not gpu"
+
+test-all: $(STAMP)  ## Run every test that needs neither the internet nor a GPU.
+	$(BIN)/python -m pytest -q -m "not network and not gpu"
+
+lint: $(STAMP)  ## Check style and types.
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Rewrite the source in the project's style.
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## Remove what the targets made, the virtual environment included.
+	rm -rf $(VENV) build dist $(DEMO_OUT) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
