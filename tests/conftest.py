@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
-    """Keeps the suite at one thread: tiny tensors gain nothing, and results do not depend on the machine's cores."""
+    """Keeps the suite at one thread: tiny tensors gain nothing, and results do not depend on the cores."""
     torch.set_num_threads(1)
 
 
@@ -22,7 +22,7 @@ def few_threads() -> None:
 def seeded() -> None:
     """Starts every test from the same random state, so that the order of tests changes nothing."""
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ TEXTS = [
     *(ROOT / "docs").rglob("*.md"),
 ]
 
-# The word used here, and what else people write for it (docs: CONTRIBUTING.md, "One concept, one parameter name").
+# The word used here, and what else people write for it.
 PARAMETER_NAMES = {
     "bin_size": {"bin_width", "binsize", "bin_sz", "binwidth", "dt", "timestep"},
     "num_units": {"n_units", "num_neurons", "n_neurons", "num_cells"},
