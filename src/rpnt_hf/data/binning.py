@@ -1,6 +1,7 @@
 """Counts per bin from spike times, and one behaviour value per bin.
 
-For turning a `Recording` into arrays on a regular grid. Not for windows or splits: those come later, from binned rows.
+For turning a `Recording` into arrays on a regular grid. Not for windows or splits: those come later, from
+binned rows.
 """
 
 import logging
@@ -11,13 +12,14 @@ import numpy as np
 from rpnt_hf.data.nwb import BehaviorSeries, Recording
 from rpnt_hf.errors import BinningError
 
-
 logger = logging.getLogger(__name__)
 
-# Times this close to an edge, in bins, are taken to lie on it: files hold times that were computed in floating point.
+# Times this close to an edge, in bins, are taken to lie on it: files hold times that were computed in
+# floating point.
 EDGE_TOLERANCE = 1e-6
 
-# Behaviour is interpolated only between neighbouring samples, that is up to this many median sample intervals apart.
+# Behaviour is interpolated only between neighbouring samples, that is up to this many median sample intervals
+# apart.
 MAX_GAP_IN_SAMPLES = 1.5
 
 
@@ -60,18 +62,21 @@ def count_bins(start: float, stop: float, bin_size: float) -> int:
 def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
     """Counts the spikes of every unit in bins of every observed interval.
 
-    Bins are half-open and start at the start of their interval; what remains behind the last whole bin is left out. A spike within
-    1e-6 bins of an edge counts as on it and goes to the later bin, so every spike inside the bins lands in exactly one.
+    Bins are half-open and start at the start of their interval; what remains behind the last whole bin is
+    left out. A spike within 1e-6 bins of an edge counts as on it and goes to the later bin, so every spike
+    inside the bins lands in exactly one.
 
     Args:
         recording (`Recording`): Spike times in s.
         bin_size (`float`): Width of a bin in s, above 0.
 
     Returns:
-        `list[BinnedInterval]`: one per observed interval that holds at least one bin, in order of time; every bin is observed.
+        `list[BinnedInterval]`: one per observed interval that holds at least one bin, in order of time; every
+        bin is observed.
 
     Raises:
-        BinningError: If `bin_size` is not above 0 or longer than every interval, or a bin holds more than 255 spikes of a unit.
+        BinningError: If `bin_size` is not above 0 or longer than every interval, or a bin holds more than 255
+        spikes of a unit.
 
     Example:
         ```python
@@ -87,12 +92,17 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
     num_bins = np.floor((stops - starts) / bin_size + EDGE_TOLERANCE).astype(np.int64)
     if not num_bins.any():
         raise BinningError(
-            f"`bin_size` must fit into an observed interval, got {bin_size} s where the longest lasts {(stops - starts).max():.6g} s "
-            f"{where}. Use smaller bins."
+            f"`bin_size` must fit into an observed interval, got {bin_size} s where the longest lasts "
+            f"{(stops - starts).max():.6g} s {where}. Use smaller bins."
         )
     if (num_bins == 0).any():
-        logger.warning("%d of %d observed intervals are shorter than one bin of %g s %s: left out.",
-                       np.count_nonzero(num_bins == 0), len(num_bins), bin_size, where)
+        logger.warning(
+            "%d of %d observed intervals are shorter than one bin of %g s %s: left out.",
+            np.count_nonzero(num_bins == 0),
+            len(num_bins),
+            bin_size,
+            where,
+        )
         starts, stops, num_bins = (values[num_bins > 0] for values in (starts, stops, num_bins))
     # An interval whose bins fill it ends exactly where the file says, so that neighbours share no spike.
     ends = starts + num_bins * bin_size
@@ -100,14 +110,17 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
     offsets = np.concatenate([[0], np.cumsum(num_bins)])
     counts = np.empty((recording.num_units, offsets[-1]), dtype=np.uint8)
     for unit, times in enumerate(recording.spike_times):
-        unit_counts = np.bincount(_bin_of_spikes(times, starts, ends, num_bins, offsets, bin_size), minlength=offsets[-1])
+        unit_counts = np.bincount(
+            _bin_of_spikes(times, starts, ends, num_bins, offsets, bin_size), minlength=offsets[-1]
+        )
         if unit_counts.max() > np.iinfo(np.uint8).max:
             fullest = int(unit_counts.argmax())
             interval = int(np.searchsorted(offsets, fullest, side="right")) - 1
             raise BinningError(
                 f"A bin must hold at most 255 spikes of a unit, got {unit_counts[fullest]} of unit "
                 f"'{recording.unit_ids[unit]}' in the bin of {bin_size} s at "
-                f"{starts[interval] + (fullest - offsets[interval]) * bin_size:.6g} s {where}. Use smaller bins."
+                f"{starts[interval] + (fullest - offsets[interval]) * bin_size:.6g} s {where}. "
+                "Use smaller bins."
             )
         counts[unit] = unit_counts
     counts = np.ascontiguousarray(counts.T)
@@ -127,17 +140,26 @@ def check_bin_size(bin_size: float) -> None:
         BinningError: If it is not above 0 and finite.
     """
     if not (np.isfinite(bin_size) and bin_size > 0):
-        raise BinningError(f"`bin_size` must be above 0 s and finite, got {bin_size}. Give the width of a bin in seconds.")
+        raise BinningError(
+            f"`bin_size` must be above 0 s and finite, got {bin_size}. Give the width of a bin in seconds."
+        )
 
 
 def _bin_of_spikes(
-    times: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_bins: np.ndarray, offsets: np.ndarray, bin_size: float
+    times: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    num_bins: np.ndarray,
+    offsets: np.ndarray,
+    bin_size: float,
 ) -> np.ndarray:
-    """Index of each spike's bin on the grid of all intervals one after another; spikes outside the bins are left out."""
+    """Index of each spike's bin on the grid of all intervals one after another, without spikes outside it."""
     first, last = np.searchsorted(times, starts), np.searchsorted(times, ends)
     num_inside = last - first
     interval = np.repeat(np.arange(len(starts)), num_inside)
-    spike = np.arange(num_inside.sum()) + np.repeat(first - np.concatenate([[0], np.cumsum(num_inside)[:-1]]), num_inside)
+    spike = np.arange(num_inside.sum()) + np.repeat(
+        first - np.concatenate([[0], np.cumsum(num_inside)[:-1]]), num_inside
+    )
     position = np.floor((times[spike] - starts[interval]) / bin_size + EDGE_TOLERANCE).astype(np.int64)
     return offsets[interval] + np.minimum(position, num_bins[interval] - 1)
 
@@ -147,9 +169,9 @@ def bin_behavior(
 ) -> np.ndarray:
     """Gives one behaviour value per bin: the mean of the samples inside it.
 
-    A bin without samples takes the linear interpolation at its centre between its two neighbouring samples, where these are at most
-    1.5 median sample intervals apart; so nothing is made up across gaps or outside the series. A bin is NaN where a sample that it
-    rests on is NaN.
+    A bin without samples takes the linear interpolation at its centre between its two neighbouring samples,
+    where these are at most 1.5 median sample intervals apart; so nothing is made up across gaps or outside
+    the series. A bin is NaN where a sample that it rests on is NaN.
 
     Args:
         series (`BehaviorSeries`): Samples, times in s.
@@ -163,7 +185,8 @@ def bin_behavior(
 
     Example:
         ```python
-        >>> series = BehaviorSeries("speed", np.array([0.0, 0.1, 0.2, 0.3]), np.array([1.0, 3.0, 5.0, 7.0]), [""], "cm/s")
+        >>> times, values = np.array([0.0, 0.1, 0.2, 0.3]), np.array([1.0, 3.0, 5.0, 7.0])
+        >>> series = BehaviorSeries("speed", times, values, [""], "cm/s")
         >>> bin_behavior(series, 0.0, 3, 0.2).ravel().tolist()
         [2.0, 6.0, nan]
 
@@ -176,7 +199,9 @@ def bin_behavior(
     inside = (position >= 0) & (position < num_bins)
     position = position[inside].astype(np.int64)
     num_samples = np.bincount(position, minlength=num_bins)
-    sums = np.stack([np.bincount(position, weights=column, minlength=num_bins) for column in values[inside].T], axis=1)
+    sums = np.stack(
+        [np.bincount(position, weights=column, minlength=num_bins) for column in values[inside].T], axis=1
+    )
     binned = np.full((num_bins, values.shape[1]), np.nan)
     np.divide(sums, num_samples[:, None], out=binned, where=num_samples[:, None] > 0)
 
@@ -195,20 +220,20 @@ def bin_behavior(
 def derive_velocity(series: BehaviorSeries) -> BehaviorSeries:
     """Derives velocity from position by backward differences, so that no value uses a later sample.
 
-    `v[i] = (x[i] - x[i - 1]) / (t[i] - t[i - 1])` at time `t[i]`. The first sample, and one behind a gap of more than 1.5 median
-    sample intervals, is NaN.
+    `v[i] = (x[i] - x[i - 1]) / (t[i] - t[i - 1])` at time `t[i]`. The first sample, and one behind a gap of
+    more than 1.5 median sample intervals, is NaN.
 
     Args:
         series (`BehaviorSeries`): Positions.
 
     Returns:
-        `BehaviorSeries`: velocities at the same times, in the unit of the series per second; `_pos` at the end of the name becomes
-        `_vel`, any other name gets `_vel` appended.
+        `BehaviorSeries`: velocities at the same times, in the unit of the series per second; `_pos` at the
+        end of the name becomes `_vel`, any other name gets `_vel` appended.
 
     Example:
         ```python
-        >>> position = BehaviorSeries("cursor_pos", np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0]), [""], "cm")
-        >>> velocity = derive_velocity(position)
+        >>> times, values = np.array([0.0, 0.5, 1.0]), np.array([0.0, 1.0, 3.0])
+        >>> velocity = derive_velocity(BehaviorSeries("cursor_pos", times, values, [""], "cm"))
         >>> velocity.name, velocity.unit, velocity.values.ravel().tolist()
         ('cursor_vel', 'cm/s', [nan, 2.0, 4.0])
 

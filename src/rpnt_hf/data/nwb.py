@@ -1,7 +1,7 @@
 """Recordings as this package knows them, and how they are read from NWB 2.x files.
 
-For spikes, behaviour, trials and the few metadata that the model uses; one `Recording` is one file. Not for raw voltages, and
-nothing is written here: NWB files stay the source of truth.
+For spikes, behaviour, trials and the few metadata that the model uses; one `Recording` is one file. Not for
+raw voltages, and nothing is written here: NWB files stay the source of truth.
 """
 
 import datetime
@@ -18,7 +18,6 @@ import pandas as pd
 
 from rpnt_hf.errors import RecordingError
 
-
 if TYPE_CHECKING:
     from rpnt_hf.data.binning import BinnedInterval
 
@@ -28,8 +27,12 @@ logger = logging.getLogger(__name__)
 MICROMETRES_PER_MILLIMETRE = 1000.0
 
 TASK_TOKENS = {"CO": "center_out", "RT": "random_target"}
-TASK_PHRASES = {"center-out": "center_out", "center out": "center_out", "random-target": "random_target",
-                "random target": "random_target"}
+TASK_PHRASES = {
+    "center-out": "center_out",
+    "center out": "center_out",
+    "random-target": "random_target",
+    "random target": "random_target",
+}
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,11 @@ class BehaviorSeries:
 
     Args:
         name (`str`): Name of the series, for example `"cursor_vel"`.
-        timestamps (`np.ndarray` of shape `(num_samples,)`): Times in s, finite and strictly increasing; stored as float64.
+        timestamps (`np.ndarray` of shape `(num_samples,)`): Times in s, finite and strictly increasing;
+            stored as float64.
         values (`np.ndarray` of shape `(num_samples, K)`): Samples, NaN where absent; stored as float32.
-        dimension_names (`list[str]`): One name per column, for example `["x", "y"]`; `[""]` for a series of one column.
+        dimension_names (`list[str]`): One name per column, for example `["x", "y"]`; `[""]` for a series of
+            one column.
         unit (`str`): Unit of the values, for example `"cm/s"`.
 
     Raises:
@@ -60,24 +65,25 @@ class BehaviorSeries:
         values = values[:, None] if values.ndim == 1 else values
         if timestamps.ndim != 1 or values.ndim != 2 or len(timestamps) != len(values) or len(timestamps) == 0:
             raise RecordingError(
-                f"`values` and `timestamps` must hold the same samples, at least one, got shapes {values.shape} and "
-                f"{timestamps.shape} in series '{self.name}'. Write one timestamp per sample."
+                "`values` and `timestamps` must hold the same samples, at least one, got shapes "
+                f"{values.shape} and {timestamps.shape} in series '{self.name}'. Write one timestamp per sample."
             )
         if len(self.dimension_names) != values.shape[1]:
             raise RecordingError(
-                f"`dimension_names` must name the {values.shape[1]} columns, got {self.dimension_names} in series "
-                f"'{self.name}'."
+                f"`dimension_names` must name the {values.shape[1]} columns, got {self.dimension_names} in "
+                f"series '{self.name}'."
             )
         num_bad = int(np.count_nonzero(~np.isfinite(timestamps)))
         if num_bad:
             raise RecordingError(
-                f"`timestamps` must be finite, got {num_bad} NaN or infinite times of {len(timestamps)} in series "
-                f"'{self.name}'. Write NaN into the values instead where behaviour is absent."
+                f"`timestamps` must be finite, got {num_bad} NaN or infinite times of {len(timestamps)} in "
+                f"series '{self.name}'. Write NaN into the values instead where behaviour is absent."
             )
         num_back = int(np.count_nonzero(np.diff(timestamps) <= 0))
         if num_back:
             raise RecordingError(
-                f"`timestamps` must increase strictly, got {num_back} steps that do not in series '{self.name}'. "
+                f"`timestamps` must increase strictly, got {num_back} steps that do not in series "
+                f"'{self.name}'. "
                 "Sort the samples and drop repeated times."
             )
         object.__setattr__(self, "timestamps", timestamps)
@@ -105,10 +111,11 @@ class Recording:
         site_ids (`list[str]`): Names of the recording sites, unique.
         site_positions (`np.ndarray` of shape `(num_sites, 3)`): Coordinates in mm, NaN where unknown.
         spike_times (`list[np.ndarray]`): Per unit its spike times in s, strictly increasing, float64.
-        obs_intervals (`np.ndarray` of shape `(num_intervals, 2)`): Start and stop in s of what was observed, sorted, no overlap.
+        obs_intervals (`np.ndarray` of shape `(num_intervals, 2)`): Start and stop in s of what was observed,
+            sorted, no overlap.
         behavior (`dict[str, BehaviorSeries]`): Behavioural series by name; may be empty.
-        trials (`pd.DataFrame`): One row per trial with at least `start_time` and `stop_time` in s; may be empty. Its index is the
-            row of the NWB table, from 0.
+        trials (`pd.DataFrame`): One row per trial with at least `start_time` and `stop_time` in s; may be
+            empty. Its index is the row of the NWB table, from 0.
         source (`dict` or `None`): `{"file_name": str, "sha256": str}` of the file that it came from.
 
     Raises:
@@ -137,22 +144,30 @@ class Recording:
         self.spike_times = [np.asarray(times, dtype=np.float64) for times in self.spike_times]
         where = f"in session '{self.session_id}'"
         if not self.unit_ids:
-            raise RecordingError(f"A recording must have at least one unit, got none {where}. Check the NWB `units` table.")
+            raise RecordingError(
+                f"A recording must have at least one unit, got none {where}. Check the NWB `units` table."
+            )
         if len(set(self.unit_ids)) != len(self.unit_ids):
-            raise RecordingError(f"`unit_ids` must be unique, got {len(self.unit_ids) - len(set(self.unit_ids))} repeats {where}.")
+            raise RecordingError(
+                f"`unit_ids` must be unique, got {len(self.unit_ids) - len(set(self.unit_ids))} repeats "
+                f"{where}."
+            )
         if not len(self.unit_ids) == len(self.spike_times) == len(self.unit_sites):
             raise RecordingError(
-                f"`unit_ids`, `unit_sites` and `spike_times` must have one entry per unit, got {len(self.unit_ids)}, "
+                "`unit_ids`, `unit_sites` and `spike_times` must have one entry per unit, got "
+                f"{len(self.unit_ids)}, "
                 f"{len(self.unit_sites)} and {len(self.spike_times)} {where}."
             )
         if self.unit_sites.min() < 0 or self.unit_sites.max() >= len(self.site_ids):
             raise RecordingError(
-                f"`unit_sites` must index the {len(self.site_ids)} `site_ids`, got {self.unit_sites.min()} to "
+                f"`unit_sites` must index the {len(self.site_ids)} `site_ids`, got {self.unit_sites.min()} "
+                "to "
                 f"{self.unit_sites.max()} {where}."
             )
         if self.site_positions.shape != (len(self.site_ids), 3):
             raise RecordingError(
-                f"`site_positions` must have shape ({len(self.site_ids)}, 3), got {self.site_positions.shape} {where}."
+                f"`site_positions` must have shape ({len(self.site_ids)}, 3), got "
+                f"{self.site_positions.shape} {where}."
             )
         for unit_id, times in zip(self.unit_ids, self.spike_times, strict=True):
             _check_spikes(unit_id, times, where)
@@ -183,29 +198,36 @@ class Recording:
         Args:
             session_id (`str`): Name of the session.
             spike_times (`Sequence[np.ndarray]`): Per unit its spike times in s.
-            behavior (`Mapping[str, BehaviorSeries]` or `None`, defaults to `None`): Behavioural series by name.
-            trials (`pd.DataFrame` or `None`, defaults to `None`): Trials with `start_time` and `stop_time` in s.
-            obs_intervals (`np.ndarray` of shape `(num_intervals, 2)` or `None`, defaults to `None`): Observed intervals in s;
-                where absent, one interval that spans all behaviour, trials and spikes (half-open, so a spike at its very end
-                lies outside).
-            unit_ids (`Sequence[str]` or `None`, defaults to `None`): Names of the units; `"0"`, `"1"`, ... where absent.
-            unit_sites (`np.ndarray` of shape `(num_units,)` or `None`, defaults to `None`): Site index of each unit; 0 where absent.
-            site_ids (`Sequence[str]` or `None`, defaults to `None`): Names of the sites; one called `"unknown"` where absent.
-            site_positions (`np.ndarray` of shape `(num_sites, 3)` or `None`, defaults to `None`): Positions in mm; NaN where absent.
+            behavior (`Mapping[str, BehaviorSeries]` or `None`, defaults to `None`): Behavioural series by
+                name.
+            trials (`pd.DataFrame` or `None`, defaults to `None`): Trials with `start_time` and `stop_time` in
+                s.
+            obs_intervals (`np.ndarray` of shape `(num_intervals, 2)` or `None`, defaults to `None`): Observed
+                intervals in s; where absent, one interval that spans all behaviour, trials and spikes
+                (half-open, so a spike at its very end lies outside).
+            unit_ids (`Sequence[str]` or `None`, defaults to `None`): Names of the units; `"0"`, `"1"`, ...
+                where absent.
+            unit_sites (`np.ndarray` of shape `(num_units,)` or `None`, defaults to `None`): Site index of
+                each unit; 0 where absent.
+            site_ids (`Sequence[str]` or `None`, defaults to `None`): Names of the sites; one called
+                `"unknown"` where absent.
+            site_positions (`np.ndarray` of shape `(num_sites, 3)` or `None`, defaults to `None`): Positions
+                in mm; NaN where absent.
             subject_id (`str` or `None`, defaults to `None`): The animal.
             task (`str` or `None`, defaults to `None`): Name of the task.
             recording_date (`datetime.date` or `None`, defaults to `None`): Day of the recording.
             source (`dict` or `None`, defaults to `None`): File name and sha256.
-            repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates, with one log line that counts
-                them, instead of refusing them.
+            repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates, with one
+                log line that counts them, instead of refusing them.
 
         Returns:
             `Recording`: the checked recording.
 
         Example:
             ```python
-            >>> recording = Recording.from_arrays("day1", [np.array([0.1, 0.3]), np.array([])], obs_intervals=[[0.0, 1.0]])
-            >>> [interval.counts.sum(axis=0).tolist() for interval in recording.bin_spikes(bin_size=0.5)]
+            >>> spike_times = [np.array([0.1, 0.3]), np.array([])]
+            >>> recording = Recording.from_arrays("day1", spike_times, obs_intervals=[[0.0, 1.0]])
+            >>> [interval.counts.sum(axis=0).tolist() for interval in recording.bin_spikes(0.5)]
             [[2, 0]]
 
             ```
@@ -214,7 +236,8 @@ class Recording:
         if repair_spikes:
             spikes = _repaired(spikes, session_id)
         behavior = dict(behavior or {})
-        trials = pd.DataFrame({"start_time": [], "stop_time": []}) if trials is None else trials.reset_index(drop=True)
+        trials = pd.DataFrame({"start_time": [], "stop_time": []}) if trials is None else trials
+        trials = trials.reset_index(drop=True)
         if obs_intervals is None:
             obs_intervals = _spanning_interval(session_id, spikes, behavior, trials)
         site_ids = list(site_ids) if site_ids is not None else ["unknown"]
@@ -262,27 +285,31 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
     """Reads one NWB file into a `Recording`.
 
     - Session: `session_id` of the file, else the file's stem without `_behavior+ecephys` or `_ecephys`.
-    - Task: a token `task-NAME` of the file name; else a token CO (`center_out`) or RT (`random_target`) of it; else "center-out" or
-      "random target" in the session description; else `random_target` where trials have `go_cue_time_array`; else `None`.
+    - Task: a token `task-NAME` of the file name; else a token CO (`center_out`) or RT (`random_target`) of
+      it; else "center-out" or "random target" in the session description; else `random_target` where trials
+      have `go_cue_time_array`; else `None`.
     - Units: every row of the `units` table, named by its `unit_name` where those are unique, else by its id.
-    - Sites: electrode groups that have units, named by their location where no two share one, else by group name; a unit belongs
-      to the group of its first electrode (or to its `electrode_group`), and to a site `"unknown"` where the file says nothing.
-      A site's position is the mean of its electrodes, in mm (NWB: micrometres); NaN where unknown, and where every electrode of
-      the file is at (0, 0, 0).
-    - Observed intervals: what is observed of all units (units without `obs_intervals` rows do not restrict it), less
-      `invalid_times`. Where the file has no `obs_intervals`, the span of all behaviour, trials and spikes.
-    - Behaviour: every SpatialSeries and plain TimeSeries with numbers in `processing["behavior"]` and `acquisition`, conversion
-      and offset applied; named `container/series` only where two share a name.
+    - Sites: electrode groups that have units, named by their location where no two share one, else by group
+      name; a unit belongs to the group of its first electrode (or to its `electrode_group`), and to a site
+      `"unknown"` where the file says nothing. A site's position is the mean of its electrodes, in mm (NWB:
+      micrometres); NaN where unknown, and where every electrode of the file is at (0, 0, 0).
+    - Observed intervals: what is observed of all units (units without `obs_intervals` rows do not restrict
+      it), less `invalid_times`. Where the file has no `obs_intervals`, the span of all behaviour, trials and
+      spikes.
+    - Behaviour: every SpatialSeries and plain TimeSeries with numbers in `processing["behavior"]` and
+      `acquisition`, conversion and offset applied; named `container/series` only where two share a name.
 
     Args:
         path (`str` or `Path`): An NWB 2.x file.
-        repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates instead of refusing them.
+        repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates instead of
+            refusing them.
 
     Returns:
         `Recording`: times in s, positions in mm.
 
     Raises:
-        RecordingError: If the file is missing, truncated or not NWB, has no units, or breaks a rule of `Recording`.
+        RecordingError: If the file is missing, truncated or not NWB, has no units, or breaks a rule of
+        `Recording`.
     """
     # Imported here because pynwb takes seconds and most users of a decoder never open a file.
     import pynwb
@@ -290,7 +317,9 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
 
     path = Path(path)
     if not path.is_file():
-        raise RecordingError(f"`path` must be an NWB file, got '{path}', where there is no file. Check the name.")
+        raise RecordingError(
+            f"`path` must be an NWB file, got '{path}', where there is no file. Check the name."
+        )
     try:
         with pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True) as io:
             return _recording_from(io.read(), path, repair_spikes)
@@ -298,7 +327,8 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
         raise
     except (OSError, KeyError, TypeError, BuildError, ConstructError, ValueError) as error:
         raise RecordingError(
-            f"`path` must be a whole NWB 2.x file, got '{path}', which cannot be read ({type(error).__name__}: {error}). "
+            f"`path` must be a whole NWB 2.x file, got '{path}', which cannot be read "
+            f"({type(error).__name__}: {error}). "
             "It may be truncated: fetch it again."
         ) from error
 
@@ -309,12 +339,15 @@ def _recording_from(nwbfile: Any, path: Path, repair_spikes: bool) -> Recording:
     units = nwbfile.units
     if units is None or len(units) == 0 or "spike_times" not in units.colnames:
         raise RecordingError(
-            f"A recording must have units with spike times, got none in '{path.name}'. Add a `units` table with `spike_times`."
+            f"A recording must have units with spike times, got none in '{path.name}'. Add a `units` table "
+            "with `spike_times`."
         )
-    trials = pd.DataFrame() if nwbfile.trials is None else nwbfile.trials.to_dataframe().reset_index(drop=True)
-    trials = None if trials.empty else trials.drop(columns=["timeseries", "timeseries_index"], errors="ignore")
+    trials = None
+    if nwbfile.trials is not None and len(nwbfile.trials):
+        trials = nwbfile.trials.to_dataframe().drop(columns="timeseries", errors="ignore")
     unit_sites, site_ids, site_positions = _read_sites(nwbfile)
     observed = _read_obs_intervals(nwbfile, session_id)
+    subject_id = nwbfile.subject.subject_id if nwbfile.subject else None
     description = str(nwbfile.session_description or "")
     return Recording.from_arrays(
         session_id,
@@ -326,7 +359,7 @@ def _recording_from(nwbfile: Any, path: Path, repair_spikes: bool) -> Recording:
         unit_sites=unit_sites,
         site_ids=site_ids,
         site_positions=site_positions,
-        subject_id=str(nwbfile.subject.subject_id) if nwbfile.subject and nwbfile.subject.subject_id else None,
+        subject_id=subject_id,
         task=_read_task(path.stem, description, trials),
         recording_date=nwbfile.session_start_time.date() if nwbfile.session_start_time else None,
         source={"file_name": path.name, "sha256": _sha256(path)},
@@ -352,7 +385,11 @@ def _read_sites(nwbfile: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
     units, electrodes = nwbfile.units, nwbfile.electrodes
     group_of_unit: list[Any] = [None] * len(units)
     if "electrodes" in units.colnames and electrodes is not None:
-        rows = _ragged(units, "electrodes") if hasattr(units["electrodes"], "target") else units["electrodes"].data[:]
+        rows = (
+            _ragged(units, "electrodes")
+            if hasattr(units["electrodes"], "target")
+            else units["electrodes"].data[:]
+        )
         group_of_electrode = list(electrodes["group"].data[:])
         firsts = [np.atleast_1d(row)[:1] for row in rows]
         group_of_unit = [group_of_electrode[int(first[0])] if len(first) else None for first in firsts]
@@ -367,10 +404,15 @@ def _read_sites(nwbfile: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
     }
     positions = np.full((len(group_names), 3), np.nan)
     if electrodes is not None:
-        coordinates = np.stack([
-            np.asarray(electrodes[axis].data[:], np.float64) if axis in electrodes.colnames else np.full(len(electrodes), np.nan)
-            for axis in ("x", "y", "z")
-        ], axis=1)
+        coordinates = np.stack(
+            [
+                np.asarray(electrodes[axis].data[:], np.float64)
+                if axis in electrodes.colnames
+                else np.full(len(electrodes), np.nan)
+                for axis in ("x", "y", "z")
+            ],
+            axis=1,
+        )
         known = np.isfinite(coordinates).all(axis=1) & bool((np.nan_to_num(coordinates) != 0).any())
         electrode_names = np.array([group.name for group in electrodes["group"].data[:]], dtype=object)
         for index, name in enumerate(group_names):
@@ -385,24 +427,32 @@ def _read_obs_intervals(nwbfile: Any, session_id: str) -> np.ndarray | None:
     units = nwbfile.units
     observed: np.ndarray | None = None
     if "obs_intervals" in units.colnames:
-        per_unit = [np.asarray(rows, np.float64).reshape(-1, 2) for rows in _ragged(units, "obs_intervals") if len(rows)]
+        per_unit = [
+            np.asarray(rows, np.float64).reshape(-1, 2)
+            for rows in _ragged(units, "obs_intervals")
+            if len(rows)
+        ]
         for rows in {rows.tobytes(): rows for rows in per_unit}.values():
             observed = rows if observed is None else _intersection(observed, rows)
         if observed is not None and len(observed) == 0:
             raise RecordingError(
-                f"`obs_intervals` must leave a time when all units are observed, got none in session '{session_id}'. "
+                "`obs_intervals` must leave a time when all units are observed, got none in session "
+                f"'{session_id}'. "
                 "Leave out the units that were not recorded with the rest."
             )
     if nwbfile.invalid_times is not None and len(nwbfile.invalid_times):
         if observed is None:
             raise RecordingError(
-                f"A file with `invalid_times` must also have `obs_intervals`, got none in session '{session_id}'. Write "
+                "A file with `invalid_times` must also have `obs_intervals`, got none in session "
+                f"'{session_id}'. Write "
                 "`obs_intervals` for its units."
             )
         table = nwbfile.invalid_times
         invalid = np.stack([table["start_time"].data[:], table["stop_time"].data[:]], axis=1)
         invalid = invalid[np.argsort(invalid[:, 0])]
-        edges = np.concatenate([[-np.inf], np.stack([invalid[:, 0], np.maximum.accumulate(invalid[:, 1])], 1).ravel(), [np.inf]])
+        edges = np.concatenate(
+            [[-np.inf], np.stack([invalid[:, 0], np.maximum.accumulate(invalid[:, 1])], 1).ravel(), [np.inf]]
+        )
         valid = edges.reshape(-1, 2)
         observed = _intersection(observed, valid[valid[:, 1] > valid[:, 0]])
     return observed
@@ -419,7 +469,12 @@ def _intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _read_behavior(nwbfile: Any, path: Path) -> dict[str, BehaviorSeries]:
     modules = [nwbfile.processing["behavior"]] if "behavior" in nwbfile.processing else []
-    found = [item for module in modules for interface in module.data_interfaces.values() for item in _walk(interface)]
+    found = [
+        item
+        for module in modules
+        for interface in module.data_interfaces.values()
+        for item in _walk(interface)
+    ]
     found += [item for interface in nwbfile.acquisition.values() for item in _walk(interface)]
     names = [name for _, name, _ in found]
     behavior: dict[str, BehaviorSeries] = {}
@@ -427,8 +482,13 @@ def _read_behavior(nwbfile: Any, path: Path) -> dict[str, BehaviorSeries]:
         full_name = name if names.count(name) == 1 else f"{container}/{name}"
         data = series.data
         if not np.issubdtype(data.dtype, np.number) or len(data.shape) > 2 or data.shape[0] == 0:
-            logger.warning("Series '%s' of '%s' holds no numbers over time (%s, shape %s): not read.",
-                           full_name, path.name, data.dtype, tuple(data.shape))
+            logger.warning(
+                "Series '%s' of '%s' holds no numbers over time (%s, shape %s): not read.",
+                full_name,
+                path.name,
+                data.dtype,
+                tuple(data.shape),
+            )
             continue
         values = np.asarray(data[:], np.float64) * series.conversion + series.offset
         values = values.reshape(len(values), -1)
@@ -437,7 +497,9 @@ def _read_behavior(nwbfile: Any, path: Path) -> dict[str, BehaviorSeries]:
         else:
             timestamps = (series.starting_time or 0.0) + np.arange(len(values)) / series.rate
         num_dimensions = values.shape[1]
-        dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(num_dimensions, [str(i) for i in range(num_dimensions)])
+        dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(
+            num_dimensions, [str(i) for i in range(num_dimensions)]
+        )
         behavior[full_name] = BehaviorSeries(full_name, timestamps, values, dimensions, str(series.unit))
     return behavior
 
@@ -476,8 +538,12 @@ def _repaired(spike_times: list[np.ndarray], session_id: str) -> list[np.ndarray
     num_unsorted = sum(int((np.diff(times) < 0).any()) for times in spike_times)
     num_dropped = sum(len(before) - len(after) for before, after in zip(spike_times, repaired, strict=True))
     if num_unsorted or num_dropped:
-        logger.warning("Session '%s': sorted the spikes of %d units and dropped %d duplicate spikes.",
-                       session_id, num_unsorted, num_dropped)
+        logger.warning(
+            "Session '%s': sorted the spikes of %d units and dropped %d duplicate spikes.",
+            session_id,
+            num_unsorted,
+            num_dropped,
+        )
     return repaired
 
 
@@ -491,35 +557,45 @@ def _spanning_interval(
     every = every[np.isfinite(every)]
     if len(every) < 2 or every.min() == every.max():
         raise RecordingError(
-            f"A recording must span some time, got {len(every)} times without `obs_intervals` in session '{session_id}'. "
+            f"A recording must span some time, got {len(every)} times without `obs_intervals` in session "
+            f"'{session_id}'. "
             "Give `obs_intervals`."
         )
     return np.array([[every.min(), every.max()]])
 
 
 def _check_spikes(unit_id: str, times: np.ndarray, where: str) -> None:
-    repair = "Repair them with `read_nwb(path, repair_spikes=True)` or `Recording.from_arrays(..., repair_spikes=True)`."
+    repair = "Read with `repair_spikes=True` to sort them and drop duplicates."
     if times.ndim != 1 or not np.isfinite(times).all():
         raise RecordingError(
             f"`spike_times` must be finite and one-dimensional, got shape {times.shape} with "
-            f"{np.count_nonzero(~np.isfinite(times))} NaN or infinite times for unit '{unit_id}' {where}. Remove those times."
+            f"{np.count_nonzero(~np.isfinite(times))} NaN or infinite times for unit '{unit_id}' {where}. "
+            "Remove those times."
         )
     steps = np.diff(times)
     if (steps <= 0).any():
         num_unsorted, num_duplicate = np.count_nonzero(steps < 0), len(times) - len(np.unique(times))
         raise RecordingError(
-            f"`spike_times` must increase strictly, got {num_unsorted} unsorted and {num_duplicate} duplicate of {len(times)} "
+            f"`spike_times` must increase strictly, got {num_unsorted} unsorted and {num_duplicate} "
+            f"duplicate of {len(times)} "
             f"spikes for unit '{unit_id}' {where}. {repair}"
         )
 
 
 def _check_intervals(obs_intervals: np.ndarray, where: str) -> None:
     if obs_intervals.ndim != 2 or obs_intervals.shape[1:] != (2,) or len(obs_intervals) == 0:
-        raise RecordingError(f"`obs_intervals` must have shape (intervals, 2), got {obs_intervals.shape} {where}.")
-    edges = obs_intervals.ravel()
-    if not np.isfinite(edges).all() or (np.diff(edges) < 0).any() or (obs_intervals[:, 1] <= obs_intervals[:, 0]).any():
         raise RecordingError(
-            f"`obs_intervals` must be finite, sorted, not overlap and not be empty, got {len(obs_intervals)} intervals that break "
+            f"`obs_intervals` must have shape (intervals, 2), got {obs_intervals.shape} {where}."
+        )
+    edges = obs_intervals.ravel()
+    if (
+        not np.isfinite(edges).all()
+        or (np.diff(edges) < 0).any()
+        or (obs_intervals[:, 1] <= obs_intervals[:, 0]).any()
+    ):
+        raise RecordingError(
+            f"`obs_intervals` must be finite, sorted, not overlap and not be empty, got {len(obs_intervals)} "
+            "intervals that break "
             f"this {where}. Merge or sort them."
         )
 
@@ -527,11 +603,15 @@ def _check_intervals(obs_intervals: np.ndarray, where: str) -> None:
 def _check_trials(trials: pd.DataFrame, where: str) -> None:
     missing = {"start_time", "stop_time"} - set(trials.columns)
     if missing:
-        raise RecordingError(f"`trials` must have the columns `start_time` and `stop_time`, got none of {sorted(missing)} {where}.")
+        raise RecordingError(
+            f"`trials` must have the columns `start_time` and `stop_time`, got none of {sorted(missing)} "
+            f"{where}."
+        )
     start, stop = trials["start_time"].to_numpy(np.float64), trials["stop_time"].to_numpy(np.float64)
     bad = np.flatnonzero(~np.isfinite(start) | ~np.isfinite(stop) | ~(stop > start))
     if len(bad):
         raise RecordingError(
-            f"Every trial must stop after it starts, got {len(bad)} trials that do not, the first in row {bad[0]} ({start[bad[0]]} "
+            f"Every trial must stop after it starts, got {len(bad)} trials that do not, the first in row "
+            f"{bad[0]} ({start[bad[0]]} "
             f"to {stop[bad[0]]} s) {where}. Correct or remove those rows."
         )
