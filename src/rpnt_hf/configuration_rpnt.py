@@ -267,12 +267,13 @@ class RPNTConfig(PreTrainedConfig):
         _refuse_unknown_keys(
             [key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYS], type(self)
         )
+        self.context_attention = _parse(self.context_attention or {}, ContextAttentionConfig)
+        self._validate_sizes()
         if self.mrope_axes is None:
             pairs = self.head_size // 2
             rest = (pairs - (pairs + 1) // 2) // 6
             self.mrope_axes = _axes(time=(pairs + 1) // 2, site=rest, subject=rest, day=rest, task=rest)
         self.mrope_axes = [_parse(axis, MRoPEAxisConfig) for axis in self.mrope_axes]
-        self.context_attention = _parse(self.context_attention or {}, ContextAttentionConfig)
         super().__post_init__(**kwargs)
         self.validate_architecture()  # before `@strict` does, which would wrap the error in one of its own
 

@@ -1,0 +1,336 @@
+"""Positions and attention of RPNT: rotary metadata axes, causal context kernels, and the attention they feed.
+
+Pure functions and small modules on tensors; how layers are stacked is in `modeling_rpnt.py`.
+
+Legend: `B` batch, `S` sites, `T` bins, `H` heads, `d` head size, `P` = d/2 rotation pairs, `A` anchors,
+`Kq`, `Kk` kernel taps over queries and keys, `E` = Kk * d width of fused queries and keys.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_rpnt import SITE_AXES, RPNTConfig
+
+QUERY_BLOCK = 128  # queries per block of the blockwise attention; longer sequences never see a T x T tensor
+
+
+class RPNTRotaryEmbedding(nn.Module):
+    """Turns bins and metadata into the cosines and sines that rotate queries and keys (DESIGN 2.2).
+
+    The paper gives every token of a window the same coordinates, so its rotations cancel. Here the rotation pairs of
+    a head are divided over the axes, time differs between bins, sites differ in the spatial stage, and what is
+    constant in a window acts through anchors, which stay at the origin. It has no buffers: frequencies are made from
+    the configuration at each call, so nothing can be lost when weights are loaded.
+    """
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.axes = config.mrope_axes
+        self.num_pairs = config.head_size // 2
+        self.rotates_time = config.position_encoding in ("mrope", "rope")
+        self.rotates_metadata = config.position_encoding == "mrope"
+        names = config.metadata_axes
+        self.site_columns = [names.index(name) for name in SITE_AXES if name in names]
+
+    def _angles(self, coordinates: Tensor, axis: Any) -> Tensor:
+        """(...) -> (..., num_pairs) in float64, reduced modulo a circle: fp32 is off by 5e-3 after 2.5 h of bins."""
+        exponents = torch.arange(axis.num_pairs, dtype=torch.float64, device=coordinates.device) / max(axis.num_pairs, 1)
+        return torch.remainder(coordinates[..., None] * axis.scale * axis.theta**-exponents, 2 * math.pi)
+
+    def _metadata_pairs(self, metadata_BSA: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines (B, S, pairs) of each metadata axis; both are 0 where the coordinate is NaN."""
+        known = torch.isfinite(metadata_BSA)
+        if self.site_columns:  # a position is known as a whole or not at all
+            known = known.clone()
+            known[..., self.site_columns] = known[..., self.site_columns].all(-1, keepdim=True)
+        coordinates = torch.where(known, metadata_BSA, 0.0)
+        tables = []
+        for column, axis in enumerate(axis for axis in self.axes if axis.name != "time"):
+            angles = self._angles(coordinates[..., column], axis)
+            present = known[..., column, None]
+            tables.append((angles.cos() * present, angles.sin() * present))
+        return tables
+
+    @torch.no_grad()
+    def forward(
+        self, metadata: Tensor | None, num_bins: int, device: torch.device, first_bin: int = 0
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Makes the rotation tables of both stages.
+
+        Args:
+            metadata (`torch.FloatTensor` of shape `(batch, sites, axes)`, *optional*):
+                Coordinates in the units of the axes, NaN where unknown; None means all unknown.
+            num_bins (`int`): Bins in the window.
+            device (`torch.device`): Where the tables are made.
+            first_bin (`int`, *optional*, defaults to 0): Time coordinate of the first bin.
+
+        Returns:
+            Two `(cos, sin)` pairs, fp32: temporal `(batch, sites, 1, bins, P)` and spatial `(batch, 1, sites, P)`, with
+            dimensions of size 1 where nothing differs.
+        """
+        bins = torch.arange(first_bin, first_bin + num_bins, dtype=torch.float64, device=device)
+        num_axes = len(self.axes) - 1
+        if metadata is None:
+            metadata = torch.full((1, 1, num_axes), math.nan, dtype=torch.float64, device=device)
+        metadata_tables = iter(self._metadata_pairs(metadata.to(torch.float64)))
+        B, S = metadata.shape[:2]
+        ones = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=device)
+
+        temporal, spatial, used = [], [], 0
+        for axis in self.axes:
+            still = (ones.expand(1, 1, 1, axis.num_pairs), torch.zeros_like(ones).expand(1, 1, 1, axis.num_pairs))
+            if axis.name == "time":
+                angles = self._angles(bins, axis)[None, None]
+                turned = (angles.cos(), angles.sin()) if self.rotates_time else still
+                temporal.append(turned)
+                spatial.append(still)
+            else:
+                cos, sin = next(metadata_tables)
+                turned = (cos[:, :, None], sin[:, :, None]) if self.rotates_metadata else still
+                temporal.append(turned)
+                spatial.append(turned)
+            used += axis.num_pairs
+        rest = self.num_pairs - used
+        still = (ones.expand(1, 1, 1, rest), torch.zeros_like(ones).expand(1, 1, 1, rest))
+
+        def table(pieces: list[tuple[Tensor, Tensor]], bins: int) -> list[Tensor]:
+            return [
+                torch.cat([piece[which].expand(B, S, bins, -1) for piece in [*pieces, still]], dim=-1).float()
+                for which in (0, 1)
+            ]
+
+        cos_BSTP, sin_BSTP = table(temporal, num_bins)
+        cos_BS1P, sin_BS1P = table(spatial, 1)
+        return (
+            (cos_BSTP[:, :, None], sin_BSTP[:, :, None]),
+            (cos_BS1P.transpose(1, 2)[:, :, None], sin_BS1P.transpose(1, 2)[:, :, None]),
+        )
+
+    def anchor_channels(self, zero_axes: tuple[str, ...], device: torch.device) -> Tensor:
+        """Which channels of a head an anchor key may use: False in the pairs of `zero_axes` (DESIGN 2.2).
+
+        Args:
+            zero_axes (`tuple[str, ...]`): Axes whose pairs are zero in the anchors of a stage.
+            device (`torch.device`): Where the mask is made.
+
+        Returns:
+            `torch.BoolTensor` of shape `(d,)`.
+        """
+        allowed = []
+        for axis in self.axes:
+            rotates = self.rotates_time if axis.name == "time" else self.rotates_metadata
+            allowed += [not (rotates and axis.name in zero_axes)] * axis.num_pairs
+        allowed += [True] * (self.num_pairs - len(allowed))
+        return torch.tensor(allowed + allowed, device=device)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates channel pairs `(i, i + d/2)`; fp32 inside whatever the type of `states`.
+
+    Args:
+        states (`torch.FloatTensor` of shape `(..., d)`): Queries or keys.
+        cos (`torch.FloatTensor` of shape `(..., d/2)`): Cosines, broadcastable.
+        sin (`torch.FloatTensor` of the same shape): Sines.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., d)`, in the type of `states`.
+    """
+    first, second = states.to(torch.promote_types(states.dtype, torch.float32)).chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+
+
+def shift_bins(states: Tensor, bins: int) -> Tensor:
+    """Moves `(..., T, C)` later by `bins`, with zeros before the first bin."""
+    return states if bins == 0 else F.pad(states, (0, 0, bins, 0))[..., : states.shape[-2], :]
+
+
+def windowed_sum(terms: Tensor, window: int | None) -> Tensor:
+    """Sums each bin with the bins before it inside a window; never subtracts, so it does not drift.
+
+    Args:
+        terms (`torch.FloatTensor` of shape `(..., T, C)`): What is summed.
+        window (`int`, *optional*): Bins in the sum, the current one included; None for all earlier ones.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., T, C)`.
+    """
+    num_bins = terms.shape[-2]
+    if window is None or window >= num_bins:
+        return terms.cumsum(dim=-2)
+    padding = -num_bins % window
+    blocks = F.pad(terms, (0, 0, 0, padding)).unflatten(-2, (-1, window))
+    prefix = blocks.cumsum(dim=-2)
+    suffix = blocks.flip(-2).cumsum(dim=-2).flip(-2)
+    # Bin j of a block needs bins j+1.. of the block before it.
+    earlier = F.pad(suffix[..., :-1, 1:, :], (0, 0, 0, 1, 1, 0))
+    return (prefix + earlier).flatten(-3, -2)[..., :num_bins, :]
+
+
+class RPNTContextKernel(nn.Module):
+    """Makes one attention kernel per head and bin from the context up to that bin (DESIGN 2.3).
+
+    The paper pools its context over the whole window, future included; this one is a running softmax-weighted mean.
+    """
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        query_taps, key_taps = config.context_attention.taps
+        size = config.context_attention.context_size
+        self.kernel_size = (query_taps, key_taps)
+        self.window = config.attention_window
+        self.context_proj = nn.Linear(config.hidden_size, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.score = nn.Linear(size, 1)
+        self.kernel_proj = nn.Linear(size, config.num_attention_heads * query_taps * key_taps)
+
+    def forward(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """Makes the kernels.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(B, S, T, D)`): Normalised input of the layer.
+            bin_mask (`torch.BoolTensor` of shape `(B, S, T)`, *optional*): True where a bin was recorded.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, S, H, T, Kq, Kk)`, non-negative, summing to 1 over the last two.
+        """
+        context = F.gelu(self.norm(self.context_proj(hidden_states))).float()
+        weight = torch.exp(8 * torch.tanh(self.score(context).float() / 8))
+        if bin_mask is not None:
+            weight = weight * bin_mask[..., None]
+        sums = windowed_sum(torch.cat([weight * context, weight], dim=-1), self.window)
+        context = sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
+        logits = self.kernel_proj(context.to(hidden_states.dtype)).float()
+        weights = logits.unflatten(-1, (-1, math.prod(self.kernel_size))).softmax(dim=-1)
+        return weights.transpose(2, 3).unflatten(-1, self.kernel_size)
+
+
+def fuse_queries(query: Tensor, kernel: Tensor) -> Tensor:
+    """`Q'[t] = concat_j sum_i w_t[i, j] q[t - i]`: (B, S, H, T, d) -> (B, S, H, T, Kk * d)."""
+    fused = sum(
+        kernel[..., tap, :, None] * shift_bins(query, tap)[..., None, :] for tap in range(kernel.shape[-2])
+    )
+    return fused.flatten(-2)
+
+
+def fuse_keys(key: Tensor, key_taps: int) -> Tensor:
+    """`K'[u] = concat_j k[u - j]`: (B, S, H, T, d) -> (B, S, H, T, Kk * d)."""
+    return torch.cat([shift_bins(key, tap) for tap in range(key_taps)], dim=-1)
+
+
+def _allowed_keys(
+    first_query: int, num_queries: int, first_key: int, num_keys: int, num_anchors: int, window: int | None, device: Any
+) -> Tensor:
+    """(num_queries, num_anchors + num_keys), True where a query bin may look: every anchor, then causal and in window."""
+    queries = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
+    keys = torch.arange(first_key, first_key + num_keys, device=device)[None]
+    allowed = keys <= queries
+    if window is not None:
+        allowed = allowed & (keys > queries - window)
+    return F.pad(allowed, (num_anchors, 0), value=True)
+
+
+def _block_scores(
+    query: Tensor, key: Tensor, key_mask: Tensor | None, start: int, stop: int, num_anchors: int, window: int | None
+) -> tuple[Tensor, slice]:
+    """Masked scores of query bins `start:stop` with the anchors and the bins that they can reach, and the slice of those."""
+    first_key = 0 if window is None else max(0, start - window + 1)
+    reach = slice(num_anchors + first_key, num_anchors + stop)
+    keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
+    scores = (query[..., start:stop, :] @ keys.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
+    allowed = _allowed_keys(start, stop - start, first_key, stop - first_key, num_anchors, window, query.device)
+    if key_mask is not None:
+        allowed = allowed & torch.cat([key_mask[..., :num_anchors], key_mask[..., reach]], dim=-1)[..., None, :]
+    # A finite floor keeps rows without any allowed key free of NaN; such rows are bins before the recording.
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min / 2), reach
+
+
+class _BlockwiseAttention(torch.autograd.Function):
+    """Causal attention one block of queries at a time; the backward pass makes each block's scores again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, num_anchors: int, window: int | None
+    ) -> Tensor:
+        outputs, log_sums = [], []
+        for start in range(0, query.shape[-2], QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, query.shape[-2])
+            scores, reach = _block_scores(query, key, key_mask, start, stop, num_anchors, window)
+            log_sum = scores.logsumexp(dim=-1, keepdim=True)
+            values = torch.cat([value[..., :num_anchors, :], value[..., reach, :]], dim=-2)
+            outputs.append((scores - log_sum).exp().to(value.dtype) @ values)
+            log_sums.append(log_sum)
+        output = torch.cat(outputs, dim=-2)
+        ctx.save_for_backward(query, key, value, key_mask, output, torch.cat(log_sums, dim=-2))
+        ctx.num_anchors, ctx.window = num_anchors, window
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, key_mask, output, log_sums = ctx.saved_tensors
+        num_anchors = ctx.num_anchors
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_output = grad_output.to(value.dtype)
+        row_sums = (grad_output * output).sum(dim=-1, keepdim=True, dtype=log_sums.dtype)
+        for start in range(0, query.shape[-2], QUERY_BLOCK):
+            rows = slice(start, min(start + QUERY_BLOCK, query.shape[-2]))
+            scores, reach = _block_scores(query, key, key_mask, rows.start, rows.stop, num_anchors, ctx.window)
+            weights = (scores - log_sums[..., rows, :]).exp()
+            keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
+            values = torch.cat([value[..., :num_anchors, :], value[..., reach, :]], dim=-2)
+            grad_weights = (grad_output[..., rows, :] @ values.transpose(-1, -2)).to(weights.dtype)
+            grad_scores = (weights * (grad_weights - row_sums[..., rows, :])).to(query.dtype)
+            grad_query[..., rows, :] = grad_scores @ keys
+            for total, part in (
+                (grad_key, grad_scores.transpose(-1, -2) @ query[..., rows, :]),
+                (grad_value, weights.to(value.dtype).transpose(-1, -2) @ grad_output[..., rows, :]),
+            ):
+                total[..., :num_anchors, :] += part[..., :num_anchors, :]
+                total[..., reach, :] += part[..., num_anchors:, :]
+        return grad_query, grad_key, grad_value, None, None, None
+
+
+def causal_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    num_anchors: int,
+    window: int | None,
+    return_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attends to anchors and to earlier bins inside the window; never builds a T x T tensor for long sequences.
+
+    Args:
+        query (`torch.FloatTensor` of shape `(..., T, E)`): Queries, already divided by the square root of the head size.
+        key (`torch.FloatTensor` of shape `(..., A + T, E)`): Keys, anchors leading.
+        value (`torch.FloatTensor` of shape `(..., A + T, d)`): Values, anchors leading.
+        key_mask (`torch.BoolTensor` of shape `(..., A + T)`, *optional*): True where a key may be attended.
+        num_anchors (`int`): Leading keys that every query sees.
+        window (`int`, *optional*): Bins that a query sees, its own included; None for all earlier ones.
+        return_weights (`bool`, *optional*, defaults to `False`): Whether to return the weights, in one dense block.
+
+    Returns:
+        `tuple`: output `(..., T, d)` and, where asked, weights `(..., T, A + T)`.
+    """
+    num_bins = query.shape[-2]
+    if num_bins > QUERY_BLOCK and not return_weights:
+        return _BlockwiseAttention.apply(query, key, value, key_mask, num_anchors, window), None
+    scores, _ = _block_scores(query, key, key_mask, 0, num_bins, num_anchors, window)
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return weights @ value, weights if return_weights else None
+
+
+__all__ = [
+    "RPNTContextKernel",
+    "RPNTRotaryEmbedding",
+    "causal_attention",
+    "fuse_keys",
+    "fuse_queries",
+    "rotate",
+    "shift_bins",
+    "windowed_sum",
+]

@@ -1,0 +1,771 @@
+"""The RPNT network: spike counts of many sites in, representations, firing rates or behaviour out.
+
+Fang et al. 2026, arXiv:2601.17641. Where this differs from the paper or its released code, the line that differs says
+so; docs/decisions.md has the measurements. Not here: masks and losses (`objectives.py`), data, training.
+
+Legend: `B` batch, `S` sites, `T` bins, `N` units, `D` hidden size, `H` heads, `d` head size, `K` targets, `A` anchors.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .attention_rpnt import RPNTContextKernel, RPNTRotaryEmbedding, causal_attention, fuse_keys, fuse_queries, rotate
+from .configuration_rpnt import SITE_AXES, RPNTConfig
+from .errors import ConfigurationError, InputError
+from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
+
+
+@dataclass
+class RPNTModelOutput(ModelOutput):
+    """Output of the encoder.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, sites, bins, hidden_size)`):
+            One vector per site and bin, from that bin and earlier ones; 0 where `bin_mask` is False.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            Input of the first layer and output of each, of the same shape; with `output_hidden_states=True`.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Per temporal layer `(batch, sites, heads, bins, anchors + bins)`; with `output_attentions=True` and
+            `attn_implementation="eager"`.
+        spatial_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Per spatial layer `(batch * bins, heads, sites, anchors + sites)`; with `output_spatial_attentions=True`
+            and `attn_implementation="eager"`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    spatial_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RPNTForPreTrainingOutput(ModelOutput):
+    """Output of masked pretraining.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the two terms; with masks.
+        poisson_loss (`torch.FloatTensor` of shape `()`, *optional*): Nats per hidden entry.
+        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): Unweighted site contrast; with `labels`.
+        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log expected count per bin.
+        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    poisson_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    log_rates: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    spatial_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RPNTForMotorDecodingOutput(ModelOutput):
+    """Output of the decoder.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): With `labels`; see `objectives.behavior_loss`.
+        predictions (`torch.FloatTensor` of shape `(batch, bins, num_targets)`): Behaviour in `config.target_units`.
+        log_variances (`torch.FloatTensor` of the same shape, *optional*): With `config.predict_variance`.
+        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    predictions: Tensor | None = None
+    log_variances: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    spatial_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class RPNTForSequenceClassificationOutput(ModelOutput):
+    """Output of the window classifier.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Cross-entropy; with `labels`.
+        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): One row per window.
+        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    spatial_attentions: tuple[Tensor, ...] | None = None
+
+
+class RPNTEmbeddings(nn.Module):
+    """Counts of one bin and site become one token; a causal convolution over time follows (DESIGN 2.1)."""
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.unit_embedding = nn.Embedding(config.num_units, config.hidden_size)
+        self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.stem_kernel = config.stem_kernel
+        if config.stem_kernel > 1:  # the paper has no stem
+            self.stem = nn.Conv1d(config.hidden_size, config.hidden_size, config.stem_kernel, groups=config.hidden_size)
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.position_encoding = config.position_encoding
+        if config.position_encoding == "learned":
+            self.position_embedding = nn.Embedding(config.max_bins, config.hidden_size)
+
+    def forward(
+        self,
+        spike_counts: Tensor,
+        unit_ids: Tensor,
+        visible_units: Tensor,
+        masked_bins: Tensor | None,
+        bin_mask: Tensor | None,
+    ) -> Tensor:
+        """(B, S, T, N) -> (B, S, T, D)"""
+        # Square root: evens out the variance of Poisson counts. The paper embeds raw counts.
+        visible = visible_units.to(self.unit_embedding.weight.dtype)
+        share = visible / visible.sum(dim=-1, keepdim=True).clamp_min(1).sqrt()
+        units_BSND = self.unit_embedding(unit_ids) * share[..., None]
+        x_BSTD = spike_counts.to(units_BSND.dtype).sqrt() @ units_BSND
+        if masked_bins is not None:
+            x_BSTD = torch.where(masked_bins[..., None], self.mask_embedding.to(x_BSTD.dtype), x_BSTD)
+        if bin_mask is not None:
+            x_BSTD = x_BSTD * bin_mask[..., None]
+        if self.stem_kernel > 1:
+            channels_first = F.pad(x_BSTD.flatten(0, 1).transpose(1, 2), (self.stem_kernel - 1, 0))
+            stem = self.stem(channels_first).transpose(1, 2).reshape(x_BSTD.shape)
+            x_BSTD = self.norm(x_BSTD + stem)
+        if self.position_encoding in ("learned", "sinusoidal"):
+            x_BSTD = x_BSTD + self._positions(x_BSTD, bin_mask)
+        return x_BSTD
+
+    def _positions(self, x_BSTD: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """Absolute positions, counted from the first recorded bin. The official baseline multiplies them by zero."""
+        bins = torch.arange(x_BSTD.shape[2], device=x_BSTD.device).expand(x_BSTD.shape[:3])
+        if bin_mask is not None:
+            bins = (bins - bin_mask.int().argmax(dim=-1, keepdim=True)).clamp_min(0)
+        if self.position_encoding == "learned":
+            return self.position_embedding(bins)
+        half = (x_BSTD.shape[-1] + 1) // 2
+        frequencies = torch.exp(torch.arange(half, device=bins.device) * (-math.log(10_000.0) / half))
+        angles = bins[..., None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : x_BSTD.shape[-1]].to(x_BSTD.dtype)
+
+
+class RPNTAttention(nn.Module):
+    """Projections and anchors that both stages share."""
+
+    zero_axes: tuple[str, ...] = ()
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads, self.head_size, self.num_anchors = (
+            config.num_attention_heads, config.head_size, config.num_anchors,
+        )  # fmt: skip
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.num_anchors:
+            self.anchor_keys = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
+            self.anchor_values = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
+
+    def project(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """(B, S, T, D) -> queries, keys and values stacked, (3, B, S, T, H, d); 0 before the recording."""
+        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, self.head_size))
+        if bin_mask is not None:
+            qkv = qkv * bin_mask[..., None, None, None]
+        return qkv.movedim(3, 0)
+
+    def anchors(self, channels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, zero in the channels of axes that this stage must not see, and values; (H, A, d), in the type of `like`."""
+        return (self.anchor_keys * channels).to(like.dtype), self.anchor_values.to(like.dtype)
+
+
+class RPNTTemporalAttention(RPNTAttention):
+    """Causal attention over the bins of one site, its scores smoothed by context kernels (DESIGN 2.3)."""
+
+    zero_axes = ("time",)
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        if config.context_attention.enabled:
+            self.context_kernel = RPNTContextKernel(config)
+
+    def forward(
+        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = self.project(hidden_states, bin_mask).transpose(-3, -2)  # each (B, S, H, T, d)
+        query = rotate(query, *rotation) / math.sqrt(self.head_size)
+        key = rotate(key, *rotation)
+        key_taps = self.config.context_attention.taps[1]
+        if self.config.context_attention.enabled:
+            kernel = self.context_kernel(hidden_states, bin_mask)
+            query, key = fuse_queries(query, kernel), fuse_keys(key, key_taps)
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if self.num_anchors:
+            anchor_key, anchor_value = self.anchors(channels, value)
+            shape = (*value.shape[:2], -1, -1, -1)
+            key = torch.cat([anchor_key.repeat(1, 1, key_taps).expand(shape), key], dim=-2)
+            value = torch.cat([anchor_value.expand(shape), value], dim=-2)
+        key_mask = None if bin_mask is None else F.pad(bin_mask, (self.num_anchors, 0), value=True)[:, :, None]
+        output, weights = causal_attention(
+            query,
+            key,
+            value,
+            key_mask,
+            self.num_anchors,
+            self.config.attention_window,
+            return_weights=self.config._attn_implementation == "eager",
+        )
+        return self.o_proj(output.transpose(-3, -2).flatten(-2)), weights
+
+
+def eager_attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Plain attention with weights, the counterpart of transformers' "sdpa" for the spatial stage."""
+    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class RPNTSpatialAttention(RPNTAttention):
+    """Attention over the sites of one bin, by their displacements; no kernel, since sites have no order."""
+
+    zero_axes = ("time", *SITE_AXES)
+
+    def forward(
+        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        B, S, T, _ = hidden_states.shape
+        query, key, value = self.project(hidden_states, bin_mask).permute(0, 1, 3, 4, 2, 5)  # each (B, T, H, S, d)
+        query, key = (rotate(states, *rotation).to(value.dtype).flatten(0, 1) for states in (query, key))
+        value = value.flatten(0, 1)
+        mask = None
+        if bin_mask is not None:
+            mask = F.pad(bin_mask.transpose(1, 2).flatten(0, 1), (self.num_anchors, 0), value=True)[:, None, None]
+            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a bin without any site: its output is dropped later
+            mask = mask.expand(-1, 1, S, -1)
+        if self.num_anchors:
+            anchor_key, anchor_value = self.anchors(channels, value)
+            key = torch.cat([anchor_key.expand(B * T, -1, -1, -1), key], dim=-2)
+            value = torch.cat([anchor_value.expand(B * T, -1, -1, -1), value], dim=-2)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(self, query, key, value, mask, is_causal=False)
+        return self.o_proj(output.reshape(B, T, S, -1).transpose(1, 2)), weights
+
+
+class RPNTLayer(GradientCheckpointingLayer):
+    """Attention and feed-forward, each normalised before and added after."""
+
+    attention_class: type[RPNTAttention]
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = self.attention_class(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN[config.hidden_act],
+            nn.Dropout(config.dropout),
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
+    ) -> Tensor:
+        attended, _ = self.attention(self.attention_norm(hidden_states), rotation, channels, bin_mask)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+class RPNTTemporalLayer(RPNTLayer):
+    """Layer over the bins of each site."""
+
+    attention_class = RPNTTemporalAttention
+
+
+class RPNTSpatialLayer(RPNTLayer):
+    """Layer over the sites at each bin."""
+
+    attention_class = RPNTSpatialAttention
+
+
+class RPNTMaskedPooling(nn.Module):
+    """Weighted mean over positions with learned scores; 0 where no position is valid."""
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.score = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """(..., positions, D), mask (..., positions) -> (..., D)"""
+        scores = self.score(states).float()[..., 0]
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
+        weights = scores.softmax(dim=-1).to(states.dtype)
+        return (weights[..., None] * states).sum(dim=-2)
+
+
+class RPNTPreTrainedModel(PreTrainedModel):
+    """Base of all RPNT models: configuration, initialisation, loading and saving."""
+
+    config: RPNTConfig
+    config_class = RPNTConfig
+    base_model_prefix = "model"
+    main_input_name = "spike_counts"
+    input_modalities = ("time",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # losses are means: the Trainer must divide by accumulation steps itself
+    _no_split_modules = ["RPNTTemporalLayer", "RPNTSpatialLayer"]
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(RPNTLayer),
+        "attentions": RPNTTemporalAttention,
+        "spatial_attentions": RPNTSpatialAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, RPNTEmbeddings):
+            init.normal_(module.mask_embedding, std=std)
+        elif isinstance(module, RPNTAttention) and module.num_anchors:
+            init.normal_(module.anchor_keys, std=1.0)
+            init.normal_(module.anchor_values, std=std)
+        elif isinstance(module, RPNTContextKernel):
+            # Starts as ordinary attention: 99 % of every kernel on tap (0, 0).
+            taps = math.prod(module.kernel_size)
+            bias = torch.zeros(self.config.num_attention_heads, taps)
+            if taps > 1:
+                bias[:, 0] = math.log(99 * (taps - 1))
+            init.normal_(module.kernel_proj.weight, std=std)
+            init.copy_(module.kernel_proj.bias, bias.flatten())
+
+    def resize_unit_vocabulary(self, num_units: int) -> None:
+        """Adds rows to the unit embedding, for the units of new sessions; earlier rows stay as they are.
+
+        Args:
+            num_units (`int`): Rows after the call, not fewer than now.
+
+        Raises:
+            ConfigurationError: The model uses slots, or the vocabulary would shrink.
+        """
+        if self.config.unit_embedding != "vocabulary":
+            raise ConfigurationError(
+                "Only a model with `unit_embedding`='vocabulary' can take new units, got 'slots'. Sample the units "
+                "into its slots instead."
+            )
+        embeddings = self.base_model.embeddings
+        if num_units < self.config.num_units:
+            raise ConfigurationError(
+                f"`num_units` must be at least the {self.config.num_units} rows that exist, got {num_units}. Rows are "
+                "never dropped, since other sessions use them."
+            )
+        old = embeddings.unit_embedding
+        new = nn.Embedding(num_units, self.config.hidden_size, device=old.weight.device, dtype=old.weight.dtype)
+        self._init_weights(new)
+        with torch.no_grad():
+            new.weight[: self.config.num_units] = old.weight
+        new.weight.requires_grad = old.weight.requires_grad
+        embeddings.unit_embedding = new
+        self.config.num_units = num_units
+
+
+class RPNTModel(RPNTPreTrainedModel):
+    """Encoder: temporal layers per site, then spatial layers over sites (DESIGN 2.4).
+
+    Example:
+        ```python
+        >>> model = RPNTModel(RPNTConfig.preset("tiny", num_units=10)).eval()
+        >>> model(torch.ones(1, 1, 20, 10)).last_hidden_state.shape
+        torch.Size([1, 1, 20, 64])
+        ```
+    """
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = RPNTEmbeddings(config)
+        self.rotary = RPNTRotaryEmbedding(config)
+        self.temporal_layers = nn.ModuleList(RPNTTemporalLayer(config) for _ in range(config.num_hidden_layers))
+        self.spatial_layers = nn.ModuleList(RPNTSpatialLayer(config) for _ in range(config.num_spatial_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the unit embedding."""
+        return self.embeddings.unit_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the unit embedding; to add units call `resize_unit_vocabulary`."""
+        self.embeddings.unit_embedding = value
+
+    def default_unit_ids(self, spike_counts: Tensor) -> Tensor:
+        """Unit rows where none are given: `s * N + n` in a vocabulary, `n` with slots (sites share their slots).
+
+        Args:
+            spike_counts (`torch.Tensor` of shape `(batch, sites, bins, units)`): Counts.
+
+        Returns:
+            `torch.LongTensor` of shape `(1, sites, units)`.
+
+        Raises:
+            InputError: There are more units than rows.
+        """
+        S, N = spike_counts.shape[1], spike_counts.shape[3]
+        own_rows = self.config.unit_embedding == "vocabulary"
+        needed = S * N if own_rows else N
+        if needed > self.config.num_units:
+            raise InputError(
+                f"Without `unit_ids`, `spike_counts` may hold at most {self.config.num_units} units "
+                f"(RPNTConfig.num_units), got shape {tuple(spike_counts.shape)} with {needed}. Pass `unit_ids` from "
+                "RPNTProcessor, or make a model with enough units."
+            )
+        unit_ids = torch.arange(N, device=spike_counts.device).expand(S, N)
+        if own_rows:
+            unit_ids = unit_ids + N * torch.arange(S, device=spike_counts.device)[:, None]
+        return unit_ids[None]
+
+    def _check_shapes(self, spike_counts: Tensor, others: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+        for name, (tensor, expected) in others.items():
+            if tensor is not None and tuple(tensor.shape) != expected:
+                raise InputError(
+                    f"`{name}` must have shape {expected}, got {tuple(tensor.shape)} beside `spike_counts` of shape "
+                    f"{tuple(spike_counts.shape)}. RPNTProcessor makes inputs that fit."
+                )
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        spike_counts: Tensor,
+        unit_ids: Tensor | None = None,
+        unit_mask: Tensor | None = None,
+        bin_mask: Tensor | None = None,
+        metadata: Tensor | None = None,
+        masked_bins: Tensor | None = None,
+        masked_units: Tensor | None = None,
+        **kwargs: Any,
+    ) -> RPNTModelOutput:
+        """Encodes windows of spike counts.
+
+        Args:
+            spike_counts (`torch.Tensor` of shape `(batch, sites, bins, units)`):
+                Spikes per bin, 0 or more, uint8 or float.
+            unit_ids (`torch.LongTensor` of shape `(batch, sites, units)`, *optional*):
+                Rows of the unit embedding; see `default_unit_ids` for the default.
+            unit_mask (`torch.BoolTensor` of shape `(batch, sites, units)`, *optional*):
+                True where a unit is real and not padding. All True by default.
+            bin_mask (`torch.BoolTensor` of shape `(batch, sites, bins)`, *optional*):
+                True where a bin was recorded; False counts as before the recording, at all bins as an absent site.
+            metadata (`torch.FloatTensor` of shape `(batch, sites, axes)`, *optional*):
+                Coordinates on `config.metadata_axes`, in their units; NaN, the default, is unknown.
+            masked_bins (`torch.BoolTensor` of shape `(batch, sites, bins)`, *optional*):
+                True where a bin is hidden: its counts are replaced by a learned vector.
+            masked_units (`torch.BoolTensor` of shape `(batch, sites, units)`, *optional*):
+                True where a unit is hidden: it is left out of the sum over units.
+
+        Returns:
+            [`RPNTModelOutput`]
+
+        Raises:
+            InputError: Shapes do not fit each other or the configuration.
+        """
+        if spike_counts.ndim != 4:
+            raise InputError(
+                f"`spike_counts` must have shape (batch, sites, bins, units), got {tuple(spike_counts.shape)}. Add "
+                "the missing axes, for instance spike_counts[None, None] for one window of one site."
+            )
+        B, S, T, N = spike_counts.shape
+        axes = self.config.metadata_axes
+        self._check_shapes(
+            spike_counts,
+            {
+                "unit_ids": (unit_ids, (B, S, N)),
+                "unit_mask": (unit_mask, (B, S, N)),
+                "bin_mask": (bin_mask, (B, S, T)),
+                "metadata": (metadata, (B, S, len(axes))),
+                "masked_bins": (masked_bins, (B, S, T)),
+                "masked_units": (masked_units, (B, S, N)),
+            },
+        )
+        if self.config.position_encoding == "learned" and T > self.config.max_bins:
+            raise InputError(
+                f"A window must have at most {self.config.max_bins} bins (RPNTConfig.max_bins, learned positions), got "
+                f"shape {tuple(spike_counts.shape)}. Cut it, or use `position_encoding`='mrope'."
+            )
+        if unit_ids is None:
+            unit_ids = self.default_unit_ids(spike_counts)
+        visible = torch.ones_like(unit_ids, dtype=torch.bool) if unit_mask is None else unit_mask
+        if masked_units is not None:
+            visible = visible & ~masked_units
+
+        hidden_states = self.dropout(self.embeddings(spike_counts, unit_ids, visible, masked_bins, bin_mask))
+        temporal_rotation, spatial_rotation = self.rotary(metadata, T, spike_counts.device)
+        channels = self.rotary.anchor_channels(RPNTTemporalAttention.zero_axes, spike_counts.device)
+        for layer in self.temporal_layers:
+            hidden_states = layer(hidden_states, temporal_rotation, channels, bin_mask)
+        channels = self.rotary.anchor_channels(RPNTSpatialAttention.zero_axes, spike_counts.device)
+        for layer in self.spatial_layers:
+            hidden_states = layer(hidden_states, spatial_rotation, channels, bin_mask)
+        hidden_states = self.norm(hidden_states)
+        if bin_mask is not None:
+            hidden_states = hidden_states * bin_mask[..., None]
+        return RPNTModelOutput(last_hidden_state=hidden_states)
+
+
+class RPNTForPreTraining(RPNTPreTrainedModel):
+    """Encoder with a head for firing rates, trained on hidden counts and on telling sites apart (DESIGN 2.5)."""
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        self.model = RPNTModel(config)
+        if config.unit_embedding == "vocabulary":
+            # Rates by dot product with the unit's own embedding, so that new units need no new head.
+            self.unit_readout = nn.Sequential(
+                nn.Linear(config.hidden_size, config.hidden_size),
+                ACT2FN[config.hidden_act],
+                nn.Linear(config.hidden_size, config.hidden_size + 1),
+            )
+        else:
+            self.slot_readout = nn.Linear(config.hidden_size, config.num_units)
+        self.site_projection = nn.Linear(config.hidden_size, config.projection_size)
+        self.post_init()
+
+    def _log_rates(self, hidden_states: Tensor, unit_ids: Tensor) -> Tensor:
+        """(B, S, T, D) -> (B, S, T, N)"""
+        if self.config.unit_embedding == "slots":
+            slots = self.slot_readout(hidden_states)
+            return slots.gather(-1, unit_ids[:, :, None].expand(*slots.shape[:3], -1))
+        embedding = self.model.embeddings.unit_embedding(unit_ids) / self.config.initializer_range
+        weights, bias = self.unit_readout(embedding).split([self.config.hidden_size, 1], dim=-1)
+        weights = weights / math.sqrt(self.config.hidden_size)
+        return hidden_states @ weights.transpose(-1, -2) + bias.transpose(-1, -2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        spike_counts: Tensor,
+        unit_ids: Tensor | None = None,
+        unit_mask: Tensor | None = None,
+        bin_mask: Tensor | None = None,
+        metadata: Tensor | None = None,
+        masked_bins: Tensor | None = None,
+        masked_units: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> RPNTForPreTrainingOutput:
+        """Predicts rates, and the loss on hidden counts where masks are given.
+
+        Args:
+            spike_counts, unit_ids, unit_mask, bin_mask, metadata, masked_bins, masked_units:
+                As in [`RPNTModel`]. With either mask, hidden entries of real units and recorded bins are scored.
+            labels (`torch.LongTensor` of shape `(batch, sites)`, *optional*):
+                Identity of the site (of the session, where there is one site), equal for windows of the same one;
+                -100 leaves one out. Adds the site-contrastive term.
+
+        Returns:
+            [`RPNTForPreTrainingOutput`]
+
+        Raises:
+            InputError: Shapes do not fit each other or the configuration.
+        """
+        outputs = self.model(
+            spike_counts, unit_ids, unit_mask, bin_mask, metadata, masked_bins, masked_units, **kwargs
+        )
+        hidden_states = outputs.last_hidden_state
+        if unit_ids is None:
+            unit_ids = self.model.default_unit_ids(spike_counts)
+        log_rates = self._log_rates(hidden_states, unit_ids)
+
+        loss = poisson_loss = contrastive_loss = None
+        if masked_bins is not None or masked_units is not None:
+            scored = torch.zeros_like(log_rates, dtype=torch.bool)
+            if masked_bins is not None:
+                scored = scored | masked_bins[..., None]
+            if masked_units is not None:
+                scored = scored | masked_units[:, :, None]
+            if unit_mask is not None:
+                scored = scored & unit_mask[:, :, None]
+            if bin_mask is not None:
+                scored = scored & bin_mask[..., None]
+            loss = poisson_loss = poisson_nll(log_rates, spike_counts, scored)
+            if labels is not None:
+                self.model._check_shapes(spike_counts, {"labels": (labels, tuple(spike_counts.shape[:2]))})
+                contrastive_loss = self._contrast(hidden_states, labels, bin_mask)
+                loss = loss + self.config.contrastive_weight * contrastive_loss
+        return RPNTForPreTrainingOutput(
+            loss=loss,
+            poisson_loss=poisson_loss,
+            contrastive_loss=contrastive_loss,
+            log_rates=log_rates,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            spatial_attentions=outputs.spatial_attentions,
+        )
+
+    def _contrast(self, hidden_states: Tensor, labels: Tensor, bin_mask: Tensor | None) -> Tensor:
+        # The official code averages over the batch first; here every window and site is an item of its own.
+        if bin_mask is None:
+            mean = hidden_states.mean(dim=2)
+        else:
+            num_bins = bin_mask.sum(dim=-1, keepdim=True)
+            mean = hidden_states.sum(dim=2) / num_bins.clamp_min(1)
+            labels = torch.where(num_bins[..., 0] > 0, labels, -100)
+        embeddings = self.site_projection(mean).flatten(0, 1)
+        return site_contrastive(embeddings, labels.flatten(), self.config.contrastive_temperature)
+
+
+class RPNTForMotorDecoding(RPNTPreTrainedModel):
+    """Encoder with a head that gives behaviour, such as hand velocity, at every bin (DESIGN 2.4).
+
+    Example:
+        ```python
+        >>> model = RPNTForMotorDecoding(RPNTConfig.preset("tiny", num_units=10)).eval()
+        >>> model(torch.ones(1, 1, 20, 10)).predictions.shape
+        torch.Size([1, 20, 2])
+        ```
+    """
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        self.model = RPNTModel(config)
+        self.site_pooling = RPNTMaskedPooling(config)
+        self.decoder = nn.Linear(config.hidden_size, config.num_targets * (2 if config.predict_variance else 1))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        spike_counts: Tensor,
+        unit_ids: Tensor | None = None,
+        unit_mask: Tensor | None = None,
+        bin_mask: Tensor | None = None,
+        metadata: Tensor | None = None,
+        labels: Tensor | None = None,
+        label_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> RPNTForMotorDecodingOutput:
+        """Decodes behaviour bin by bin, each bin from itself and earlier ones.
+
+        Args:
+            spike_counts, unit_ids, unit_mask, bin_mask, metadata: As in [`RPNTModel`].
+            labels (`torch.FloatTensor` of shape `(batch, bins, num_targets)`, *optional*):
+                Behaviour in physical units; NaN entries are not scored.
+            label_mask (`torch.BoolTensor` of shape `(batch, bins)`, *optional*):
+                True where a bin is scored; all bins by default.
+
+        Returns:
+            [`RPNTForMotorDecodingOutput`]
+
+        Raises:
+            InputError: Shapes do not fit each other or the configuration.
+        """
+        outputs = self.model(spike_counts, unit_ids, unit_mask, bin_mask, metadata, **kwargs)
+        site_mask = None if bin_mask is None else bin_mask.transpose(1, 2)
+        pooled_BTD = self.site_pooling(outputs.last_hidden_state.transpose(1, 2), site_mask)
+        decoded = self.decoder(pooled_BTD).float()
+        K = self.config.num_targets
+        mean = decoded.new_tensor(self.config.label_mean or [0.0] * K)
+        scale = decoded.new_tensor(self.config.label_std or [1.0] * K)
+        predictions = mean + scale * decoded[..., :K]
+        log_variances = decoded[..., K:] + 2 * scale.log() if self.config.predict_variance else None
+
+        loss = None
+        if labels is not None:
+            bins = (spike_counts.shape[0], spike_counts.shape[2])
+            self.model._check_shapes(
+                spike_counts, {"labels": (labels, (*bins, K)), "label_mask": (label_mask, bins)}
+            )
+            scored = torch.ones(bins, dtype=torch.bool, device=labels.device) if label_mask is None else label_mask
+            if site_mask is not None:
+                scored = scored & site_mask.any(dim=-1)
+            loss = behavior_loss(predictions, labels, scored, scale, log_variances)
+        return RPNTForMotorDecodingOutput(
+            loss=loss,
+            predictions=predictions,
+            log_variances=log_variances,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            spatial_attentions=outputs.spatial_attentions,
+        )
+
+
+class RPNTForSequenceClassification(RPNTPreTrainedModel):
+    """Encoder with a head that names a whole window, such as its reach direction."""
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        self.model = RPNTModel(config)
+        self.pooling = RPNTMaskedPooling(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        spike_counts: Tensor,
+        unit_ids: Tensor | None = None,
+        unit_mask: Tensor | None = None,
+        bin_mask: Tensor | None = None,
+        metadata: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> RPNTForSequenceClassificationOutput:
+        """Classifies windows.
+
+        Args:
+            spike_counts, unit_ids, unit_mask, bin_mask, metadata: As in [`RPNTModel`].
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Class of each window; -100 is left out.
+
+        Returns:
+            [`RPNTForSequenceClassificationOutput`]
+
+        Raises:
+            InputError: Shapes do not fit each other or the configuration.
+        """
+        outputs = self.model(spike_counts, unit_ids, unit_mask, bin_mask, metadata, **kwargs)
+        mask = None if bin_mask is None else bin_mask.flatten(1)
+        logits = self.classifier(self.pooling(outputs.last_hidden_state.flatten(1, 2), mask)).float()
+        loss = None
+        if labels is not None:
+            self.model._check_shapes(spike_counts, {"labels": (labels, (spike_counts.shape[0],))})
+            total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
+            loss = mean_over_processes(total, (labels != -100).sum())
+        return RPNTForSequenceClassificationOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            spatial_attentions=outputs.spatial_attentions,
+        )
+
+
+__all__ = [
+    "RPNTForMotorDecoding",
+    "RPNTForPreTraining",
+    "RPNTForSequenceClassification",
+    "RPNTModel",
+    "RPNTPreTrainedModel",
+]

@@ -1,0 +1,191 @@
+"""What RPNT is trained on: masks, Poisson reconstruction of hidden counts, site contrast, behaviour (DESIGN 2.5).
+
+Losses are sums divided by counts over all processes, so that two processes with half a batch each equal one with all
+of it. Not here: the bits-per-spike score, which is in `metrics.py`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+from .errors import ConfigurationError
+
+
+def draw_masks(
+    generator: np.random.Generator,
+    num_sites: int,
+    num_bins: int,
+    num_units: int,
+    *,
+    min_visible_bins: int = 1,
+    min_visible_units: int = 1,
+    site_mask_probability: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws which bins and units of one window are hidden, for each site (DESIGN 2.5).
+
+    A bin ratio and a unit ratio are uniform in [0.01, 0.99]; an entry is hidden where its bin or its unit is. The
+    paper's multi-site loss feeds unmasked counts and scores visible ones; here hidden counts never reach the input.
+
+    Args:
+        generator (`np.random.Generator`): Source of randomness; one per window makes masks independent of batching.
+        num_sites (`int`): Sites in the window.
+        num_bins (`int`): Bins in the window.
+        num_units (`int`): Units of the site with the most units.
+        min_visible_bins (`int`, *optional*, defaults to 1): Bins that stay visible, as far as there are so many.
+        min_visible_units (`int`, *optional*, defaults to 1): Units that stay visible likewise.
+        site_mask_probability (`float`, *optional*, defaults to 0.0):
+            Probability in [0, 1] that all bins of a site are hidden; at least one site stays.
+
+    Returns:
+        `tuple`: `masked_bins` (sites, bins) and `masked_units` (sites, units), boolean, True = hidden and scored.
+
+    Raises:
+        ConfigurationError: The probability is outside [0, 1], or a minimum is below 0.
+
+    Example:
+        ```python
+        >>> masked_bins, masked_units = draw_masks(np.random.default_rng(0), 1, 20, 10)
+        >>> masked_bins.shape, masked_units.shape
+        ((1, 20), (1, 10))
+        ```
+    """
+    if not 0 <= site_mask_probability <= 1 or min_visible_bins < 0 or min_visible_units < 0:
+        raise ConfigurationError(
+            "`site_mask_probability` must lie in [0, 1] and the visible minima be 0 or more, got "
+            f"{site_mask_probability}, {min_visible_bins}, {min_visible_units}."
+        )
+
+    def hide(count: int, min_visible: int) -> np.ndarray:
+        ratio = generator.uniform(0.01, 0.99, size=(num_sites, 1))
+        hidden = np.minimum(np.rint(ratio * count), max(count - min_visible, 0))
+        ranks = generator.random((num_sites, count)).argsort(axis=1).argsort(axis=1)
+        return ranks < hidden
+
+    masked_bins, masked_units = hide(num_bins, min_visible_bins), hide(num_units, min_visible_units)
+    site_draws = generator.random(num_sites)
+    if num_sites > 1:
+        whole = site_draws < site_mask_probability
+        whole[site_draws.argmax()] = False
+        masked_bins[whole] = True
+    return masked_bins, masked_units
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """Rows of all processes, own gradient kept; other processes must bring the same number of rows."""
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor))
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
+    """Divides a local sum by the global count, so that the average of gradients over processes is the global mean.
+
+    Args:
+        total (`torch.FloatTensor` of shape `()`): Sum of the local terms.
+        count (`torch.Tensor` of shape `()`): Number of local terms.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: `total / count` on one process; 0 where there is no term at all.
+    """
+    count = count.to(total.dtype)
+    if _is_distributed():
+        count = count.detach().clone()
+        distributed.all_reduce(count)
+        count = count / distributed.get_world_size()
+    return total / count.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def poisson_nll(log_rates: Tensor, spike_counts: Tensor, scored: Tensor) -> Tensor:
+    """Poisson negative log-likelihood of hidden counts, averaged per scored entry.
+
+    DESIGN 2.5; reconstruction loss of arXiv:2601.17641 without the `log(y!)` constant: `exp(r) - y * r`.
+
+    Args:
+        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log of the expected count per bin.
+        spike_counts (`torch.Tensor` of the same shape): Observed counts per bin, 0 or more.
+        scored (`torch.BoolTensor` of the same shape): True where the count was hidden from the model.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: Nats per scored entry, 0 where nothing is scored.
+
+    Example:
+        ```python
+        >>> y = torch.ones(1, 1, 2, 1); poisson_nll(torch.zeros(1, 1, 2, 1), y, y.bool())
+        tensor(1.)
+        ```
+    """
+    log_rates = log_rates.float()
+    nll = torch.where(scored, log_rates.exp() - spike_counts * log_rates, 0.0)
+    return mean_over_processes(nll.sum(), scored.sum())
+
+
+def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float) -> Tensor:
+    """Contrasts windows of one site with windows of the others (DESIGN 2.5; arXiv:2601.17641).
+
+    For each embedding, minus the mean over its positives (other windows of its site) of
+    `log(exp(z_p . z_q / temperature) / sum_{r != p} exp(z_p . z_r / temperature))`. The official code averages
+    embeddings over the batch first, which leaves each site itself as its only positive.
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(items, size)`): One per window and site, any length.
+        identities (`torch.LongTensor` of shape `(items,)`): Equal for windows of one site, -100 to leave one out.
+        temperature (`float`): Above 0.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: Mean over the items of all processes that have a positive, else 0.
+
+    Example:
+        ```python
+        >>> z = torch.eye(2).repeat(2, 1)
+        >>> bool(site_contrastive(z, torch.tensor([0, 1, 0, 1]), 0.1) < 0.01)
+        True
+        ```
+    """
+    own = F.normalize(embeddings.float(), dim=-1)
+    everyone, everyone_identities, first = own, identities, 0
+    if _is_distributed():
+        everyone, everyone_identities = _gathered(own), _gathered(identities)
+        first = distributed.get_rank() * len(own)
+    rows = torch.arange(len(own), device=own.device)
+    itself = rows[:, None] + first == torch.arange(len(everyone), device=own.device)[None]
+    valid = everyone_identities != -100
+    excluded = itself | ~valid[None]
+    positive = (identities[:, None] == everyone_identities[None]) & ~excluded
+    log_shares = (own @ everyone.T / temperature).masked_fill(excluded, -1e9).log_softmax(dim=-1)
+    num_positives = positive.sum(dim=-1)
+    has_positive = (num_positives > 0) & (identities != -100)
+    per_item = -torch.where(positive, log_shares, 0.0).sum(dim=-1) / num_positives.clamp_min(1)
+    return mean_over_processes(torch.where(has_positive, per_item, 0.0).sum(), has_positive.sum())
+
+
+def behavior_loss(
+    predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor, log_variances: Tensor | None = None
+) -> Tensor:
+    """Squared error of behaviour in units of its s.d., or Gaussian negative log-likelihood, per scored bin and target.
+
+    Args:
+        predictions (`torch.FloatTensor` of shape `(batch, bins, targets)`): In physical units.
+        labels (`torch.FloatTensor` of the same shape): Likewise; may be NaN where not scored.
+        scored (`torch.BoolTensor` of shape `(batch, bins)`): True where a bin counts.
+        scale (`torch.FloatTensor` of shape `(targets,)`): Standard deviation of each target.
+        log_variances (`torch.FloatTensor` of the shape of `predictions`, *optional*):
+            Log of the predicted variance in squared physical units.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: Loss; without a constant where it is a likelihood.
+    """
+    scored = (scored[..., None] & torch.isfinite(labels)).expand_as(predictions)
+    error = (predictions.float() - torch.where(scored, labels, 0.0).float()) / scale
+    loss = error.square()
+    if log_variances is not None:
+        log_variances = log_variances.float() - 2 * scale.log()
+        loss = 0.5 * (loss * torch.exp(-log_variances) + log_variances)
+    return mean_over_processes(torch.where(scored, loss, 0.0).sum(), scored.sum())
+
+
+__all__ = ["behavior_loss", "draw_masks", "mean_over_processes", "poisson_nll", "site_contrastive"]
