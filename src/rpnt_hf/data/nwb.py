@@ -66,7 +66,7 @@ class BehaviorSeries:
         if timestamps.ndim != 1 or values.ndim != 2 or len(timestamps) != len(values) or len(timestamps) == 0:
             raise RecordingError(
                 "`values` and `timestamps` must hold the same samples, at least one, got shapes "
-                f"{values.shape} and {timestamps.shape} in series '{self.name}'. Write one timestamp per sample."
+                f"{values.shape} and {timestamps.shape} in series '{self.name}'. Give one time per sample."
             )
         if len(self.dimension_names) != values.shape[1]:
             raise RecordingError(
