@@ -52,6 +52,8 @@ def definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast
 def parameters(path: Path) -> set[str]:
     names: set[str] = set()
     for node in definitions(path):
+        if node.name.startswith("_") and node.name != "__init__":
+            continue
         if not isinstance(node, ast.ClassDef):
             arguments = node.args
             names |= {a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
