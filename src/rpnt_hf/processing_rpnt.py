@@ -1,6 +1,7 @@
-"""Turns recordings, arrays and dataset rows into tensors that RPNT takes, and remembers what the weights were fed.
+"""Turns recordings, arrays and dataset rows into model input, and remembers what the weights were fed.
 
-Saved beside the weights as `preprocessor_config.json`. Not here: cutting windows and drawing masks (`data.windows`).
+Saved beside the weights as `preprocessor_config.json`. Not here: cutting windows and drawing masks
+(`data.windows`).
 """
 
 import datetime
@@ -33,8 +34,8 @@ def site_layout(unit_sites: NDArray[np.int64], num_sites: int) -> tuple[NDArray[
         num_sites (`int`): Number of sites.
 
     Returns:
-        `tuple` of two arrays of shape `(num_sites, most units of a site)`: the index into the flat list, and True
-        where there is a unit (elsewhere the index is 0).
+        `tuple` of two arrays of shape `(num_sites, most units of a site)`: the index into the flat list, and
+        True where there is a unit (elsewhere the index is 0).
 
     Raises:
         InputError: If a site lies outside the range.
@@ -49,8 +50,8 @@ def site_layout(unit_sites: NDArray[np.int64], num_sites: int) -> tuple[NDArray[
     unit_sites = np.asarray(unit_sites, dtype=np.int64)
     if unit_sites.size == 0 or unit_sites.min() < 0 or unit_sites.max() >= num_sites:
         raise InputError(
-            f"`unit_sites` must name a site in [0, {num_sites}) for at least one unit, got {unit_sites.size} units"
-            + (f" with sites {unit_sites.min()} to {unit_sites.max()}." if unit_sites.size else ".")
+            f"`unit_sites` must name a site in [0, {num_sites}) for at least one unit, got {unit_sites.size} "
+            "units" + (f" with sites {unit_sites.min()} to {unit_sites.max()}." if unit_sites.size else ".")
         )
     order = np.argsort(unit_sites, kind="stable")
     units_per_site = np.bincount(unit_sites, minlength=num_sites)
@@ -81,14 +82,14 @@ def fit_slots(
     Returns:
         `tuple` of two arrays of shape `(sites, num_slots)` like those that came in. Units keep their order.
     """
-    num_sites, num_units = index.shape
+    num_units = index.shape[1]
     if num_units < num_slots:
         padding = ((0, 0), (0, num_slots - num_units))
         return np.pad(index, padding), np.pad(present, padding)
     counts = present.sum(axis=1, keepdims=True)
     position = np.arange(num_units)[None, :]
     if generator is None:
-        # Unit u of a site is kept where floor(u * slots / units) moves on: exactly `slots` of them, evenly spaced.
+        # Unit u of a site is kept where floor(u * slots / units) moves on: `slots` of them, evenly spaced.
         step = (position * num_slots) // np.maximum(counts, 1)
         kept = (step != np.roll(step, 1, axis=1)) | (position == 0) | (counts <= num_slots)
         key = np.where(kept & present, 0, 1)
@@ -101,7 +102,7 @@ def fit_slots(
 
 
 def _as_date(value: Any) -> datetime.date | None:
-    if value is None or isinstance(value, str) and not value:
+    if value is None or (isinstance(value, str) and not value):
         return None
     if isinstance(value, datetime.datetime):
         return value.date()
@@ -109,14 +110,14 @@ def _as_date(value: Any) -> datetime.date | None:
 
 
 class RPNTProcessor(FeatureExtractionMixin):
-    """Makes model input out of spikes, and refuses data that the weights were not trained for (DESIGN 2.1, 3).
+    """Makes model input out of spikes, and refuses data that the weights were not trained for.
 
     Args:
         bin_size (`float`):
             Width of a bin in seconds, above 0.
         metadata_axes (`list[str]`, *optional*):
-            Columns of `metadata`, in the order of `RPNTConfig.metadata_axes`. None means all six: site_x, site_y,
-            site_z, subject, day, task.
+            Columns of `metadata`, in the order of `RPNTConfig.metadata_axes`. None means all six: site_x,
+            site_y, site_z, subject, day, task.
         sessions (`dict[str, list[str]]` or list of pairs, *optional*):
             The unit vocabulary: identifiers of the units of each session. Rows are numbered in this order.
         subjects (`list[str]`, *optional*):
@@ -178,10 +179,13 @@ class RPNTProcessor(FeatureExtractionMixin):
                 f"`metadata_axes` must be distinct names out of {', '.join(METADATA_AXES)}, got {axes}."
             )
         if unit_embedding not in ("vocabulary", "slots"):
-            raise ConfigurationError(f"`unit_embedding` must be 'vocabulary' or 'slots', got '{unit_embedding}'.")
+            raise ConfigurationError(
+                f"`unit_embedding` must be 'vocabulary' or 'slots', got '{unit_embedding}'."
+            )
         if (unit_embedding == "slots") != (num_slots is not None):
             raise ConfigurationError(
-                f"`num_slots` belongs to `unit_embedding='slots'` and is required there, got num_slots={num_slots} "
+                "`num_slots` belongs to `unit_embedding='slots'` and is required there, got "
+                f"num_slots={num_slots} "
                 f"with '{unit_embedding}'."
             )
         if len(behavior_names or ()) != len(behavior_units or ()):
@@ -209,7 +213,7 @@ class RPNTProcessor(FeatureExtractionMixin):
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], **kwargs: Any) -> "RPNTProcessor":
-        """Makes the processor of a new model: vocabulary, subjects, tasks and corpus start out of dataset rows.
+        """Makes the processor of a new model: vocabulary, subjects, tasks and corpus start from rows.
 
         Args:
             rows (`Iterable[Mapping]`): Rows of a built dataset, of any splits.
@@ -229,12 +233,16 @@ class RPNTProcessor(FeatureExtractionMixin):
         for row in rows:
             unit_ids = sessions.setdefault(row["session_id"], list(row["unit_ids"]))
             if unit_ids != list(row["unit_ids"]):
-                raise InputError(f"Rows of session '{row['session_id']}' must have the same units, got two lists.")
+                raise InputError(
+                    f"Rows of session '{row['session_id']}' must have the same units, got two lists."
+                )
             for name in ("bin_size", "behavior_names", "behavior_units"):
                 if row[name] != first[name]:
                     raise InputError(
-                        f"All rows must have the same `{name}`, got {first[name]} in session '{first['session_id']}' "
-                        f"and {row[name]} in '{row['session_id']}'. Build them together, or train on one group."
+                        f"All rows must have the same `{name}`, got {first[name]} in session "
+                        f"'{first['session_id']}' "
+                        f"and {row[name]} in '{row['session_id']}'. Build them together, or train on one "
+                        "group."
                     )
         dates = [date for row in rows if (date := _as_date(row["recording_date"]))]
         return cls(
@@ -278,7 +286,9 @@ class RPNTProcessor(FeatureExtractionMixin):
         """
         unit_ids = [str(unit_id) for unit_id in unit_ids]
         if session_id in self.sessions:
-            raise InputError(f"A session can be added once, got '{session_id}' again. Its rows are in the vocabulary.")
+            raise InputError(
+                f"A session can be added once, got '{session_id}' again. Its rows are in the vocabulary."
+            )
         if not unit_ids or len(set(unit_ids)) != len(unit_ids):
             raise InputError(
                 f"`unit_ids` must be at least one and all different, got {len(unit_ids)} of which "
@@ -306,13 +316,15 @@ class RPNTProcessor(FeatureExtractionMixin):
             known = ", ".join(f"'{name}'" for name in self.sessions) or "none"
             raise InputError(
                 f"`session_id` must be a session of the vocabulary ({known}), got '{session_id}'."
-                f"{closest_names(str(session_id), self.sessions)} A new session needs `processor.add_session` and "
+                f"{closest_names(str(session_id), self.sessions)} A new session needs "
+                "`processor.add_session` and "
                 "`model.resize_unit_vocabulary`, then finetuning."
             )
         first, known_units = self._first_rows[session_id], len(self.sessions[session_id])
         if num_units is not None and num_units != known_units:
             raise InputError(
-                f"Session '{session_id}' must have the {known_units} units that the weights were trained with, got "
+                f"Session '{session_id}' must have the {known_units} units that the weights were trained "
+                "with, got "
                 f"{num_units}. Give the units in the order of `processor.sessions['{session_id}']`."
             )
         return range(first, first + known_units)
@@ -329,7 +341,8 @@ class RPNTProcessor(FeatureExtractionMixin):
         """
         if not math.isclose(bin_size, self.bin_size, rel_tol=1e-6):
             raise InputError(
-                f"`bin_size` must be {self.bin_size} s, which the weights were trained at, got {bin_size} s in {where}. "
+                f"`bin_size` must be {self.bin_size} s, which the weights were trained at, got {bin_size} s "
+                f"in {where}. "
                 f"Bin the data at {self.bin_size} s."
             )
 
@@ -346,11 +359,12 @@ class RPNTProcessor(FeatureExtractionMixin):
             session_id (`str`): The session; must be known in vocabulary mode.
             unit_sites (`np.ndarray` of shape `(units,)`, int): Site of each unit.
             num_sites (`int`): Number of sites.
-            generator (`np.random.Generator`, *optional*): Samples units in slots mode; None samples none at random.
+            generator (`np.random.Generator`, *optional*): Samples units in slots mode; None samples none at
+                random.
 
         Returns:
-            `tuple` of three arrays of shape `(sites, units per site)`: index into the flat units, `unit_ids` (rows of
-            the unit embedding) and `unit_mask` (True where there is a unit).
+            `tuple` of three arrays of shape `(sites, units per site)`: index into the flat units, `unit_ids`
+            (rows of the unit embedding) and `unit_mask` (True where there is a unit).
 
         Raises:
             InputError: The session is unknown, or units do not fit it.
@@ -374,7 +388,8 @@ class RPNTProcessor(FeatureExtractionMixin):
         """Looks up the coordinates of each site on the metadata axes.
 
         Args:
-            site_positions (array of shape `(sites, 3)`, *optional*): Positions in mm, NaN or None where unknown.
+            site_positions (array of shape `(sites, 3)`, *optional*): Positions in mm, NaN or None where
+            unknown.
             num_sites (`int`): Number of sites.
             session_id (`str`, *optional*): For the log line that says what is unknown.
             subject_id (`str`, *optional*): The subject; one that is not known gives NaN.
@@ -382,7 +397,8 @@ class RPNTProcessor(FeatureExtractionMixin):
             recording_date (`str` or `datetime.date`, *optional*): The day of recording; None gives NaN.
 
         Returns:
-            `np.ndarray` of shape `(sites, axes)`, float32: mm, indices and days since the corpus began; NaN unknown.
+            `np.ndarray` of shape `(sites, axes)`, float32: mm, indices and days since the corpus began; NaN
+            unknown.
         """
         positions = np.full((num_sites, 3), np.nan)
         if site_positions is not None:
@@ -397,7 +413,9 @@ class RPNTProcessor(FeatureExtractionMixin):
             "day": float((date - start).days) if date and start else math.nan,
         }
         columns = [np.broadcast_to(np.asarray(values[axis]), (num_sites,)) for axis in self.metadata_axes]
-        return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((num_sites, 0), np.float32)
+        return (
+            np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((num_sites, 0), np.float32)
+        )
 
     def _index_of(self, name: str | None, known: list[str], axis: str, session_id: str | None) -> float:
         if name in known:
@@ -405,7 +423,8 @@ class RPNTProcessor(FeatureExtractionMixin):
         if name is not None and axis in self.metadata_axes and (session_id or "", axis) not in self._reported:
             self._reported.add((session_id or "", axis))
             logger.warning(
-                "The weights were not trained on %s '%s' of session '%s': that coordinate is unknown (NaN). Known: %s.",
+                "The weights were not trained on %s '%s' of session '%s': that coordinate is unknown (NaN). "
+                "Known: %s.",
                 axis, name, session_id, ", ".join(known) or "none",
             )  # fmt: skip
         return math.nan
@@ -426,9 +445,9 @@ class RPNTProcessor(FeatureExtractionMixin):
 
         Args:
             data (`Recording`, `Mapping` or array):
-                A recording (each observed interval becomes one element of the batch), a row of a built dataset, or
-                counts of shape `(bins, units)` or `(sites, bins, units)`. The arguments below are for counts only:
-                a recording and a row bring their own.
+                A recording (each observed interval becomes one element of the batch), a row of a built
+                dataset, or counts of shape `(bins, units)` or `(sites, bins, units)`. The arguments below are
+                for counts only: a recording and a row bring their own.
             session_id (`str`, *optional*):
                 Session of the counts; required in vocabulary mode.
             bin_size (`float`, *optional*):
@@ -445,8 +464,9 @@ class RPNTProcessor(FeatureExtractionMixin):
                 Day of recording.
 
         Returns:
-            `BatchFeature`: `spike_counts` of shape `(batch, sites, bins, units)` uint8, `unit_ids` and `unit_mask`
-            `(batch, sites, units)`, `bin_mask` `(batch, sites, bins)` and `metadata` `(batch, sites, axes)`.
+            `BatchFeature`: `spike_counts` of shape `(batch, sites, bins, units)` uint8, `unit_ids` and
+            `unit_mask` `(batch, sites, units)`, `bin_mask` `(batch, sites, bins)` and `metadata` `(batch,
+            sites, axes)`.
 
         Raises:
             InputError: Data binned otherwise, an unknown session, a wrong number of units, or counts that are
@@ -467,11 +487,13 @@ class RPNTProcessor(FeatureExtractionMixin):
             )  # fmt: skip
         if isinstance(data, Mapping):
             self.check_bin_size(data["bin_size"], f"a row of session '{data['session_id']}'")
-            counts = np.frombuffer(data["counts"], dtype=np.uint8).reshape(data["num_bins"], len(data["unit_ids"]))
+            counts = np.frombuffer(data["counts"], dtype=np.uint8).reshape(
+                data["num_bins"], len(data["unit_ids"])
+            )
             return self._assemble(
                 [counts], [np.frombuffer(data["observed"], dtype=np.uint8).astype(bool)],
-                data["session_id"], np.asarray(data["unit_sites"]), data["site_positions"], len(data["site_ids"]),
-                data["subject_id"], data["task"], data["recording_date"],
+                data["session_id"], np.asarray(data["unit_sites"]), data["site_positions"],
+                len(data["site_ids"]), data["subject_id"], data["task"], data["recording_date"],
             )  # fmt: skip
         if bin_size is not None:
             self.check_bin_size(bin_size, f"counts of session '{session_id}'")
@@ -479,7 +501,9 @@ class RPNTProcessor(FeatureExtractionMixin):
         num_sites = 1
         if counts.ndim == 3:
             if unit_sites is not None:
-                raise InputError("`unit_sites` belongs to counts of shape (bins, units), got it with three dimensions.")
+                raise InputError(
+                    "`unit_sites` belongs to counts of shape (bins, units), got it with three dimensions."
+                )
             num_sites, num_bins, units_per_site = counts.shape
             unit_sites = np.repeat(np.arange(num_sites), units_per_site)
             counts = np.moveaxis(counts, 0, 1).reshape(num_bins, num_sites * units_per_site)
@@ -508,7 +532,8 @@ class RPNTProcessor(FeatureExtractionMixin):
         """Lays intervals of one session into tensors, padded on the right."""
         if len(unit_sites) != counts[0].shape[1]:
             raise InputError(
-                f"`unit_sites` must name a site for each of the {counts[0].shape[1]} units of session '{session_id}', "
+                f"`unit_sites` must name a site for each of the {counts[0].shape[1]} units of session "
+                f"'{session_id}', "
                 f"got {len(unit_sites)}."
             )
         index, unit_ids, unit_mask = self.unit_layout(session_id, unit_sites, num_sites)
