@@ -128,6 +128,10 @@ class RPNTRotaryEmbedding(nn.Module):
         return torch.tensor(allowed + allowed, device=device)
 
 
+def _at_least_fp32(states: Tensor) -> Tensor:
+    return states.to(torch.promote_types(states.dtype, torch.float32))
+
+
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates channel pairs `(i, i + d/2)`; fp32 inside whatever the type of `states`.
 
@@ -139,7 +143,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         `torch.FloatTensor` of shape `(..., d)`, in the type of `states`.
     """
-    first, second = states.to(torch.promote_types(states.dtype, torch.float32)).chunk(2, dim=-1)
+    first, second = _at_least_fp32(states).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
 
 
@@ -185,7 +189,8 @@ class RPNTContextKernel(nn.Module):
         self.context_proj = nn.Linear(config.hidden_size, size)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.score = nn.Linear(size, 1)
-        self.kernel_proj = nn.Linear(size, config.num_attention_heads * query_taps * key_taps)
+        self.kernel_proj = nn.Linear(size, config.num_attention_heads * query_taps * key_taps, bias=False)
+        self.kernel_bias = nn.Parameter(torch.empty(config.num_attention_heads * query_taps * key_taps))
 
     def forward(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
         """Makes the kernels.
@@ -197,13 +202,13 @@ class RPNTContextKernel(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(B, S, H, T, Kq, Kk)`, non-negative, summing to 1 over the last two.
         """
-        context = F.gelu(self.norm(self.context_proj(hidden_states))).float()
-        weight = torch.exp(8 * torch.tanh(self.score(context).float() / 8))
+        context = F.gelu(self.norm(self.context_proj(hidden_states)))
+        weight = torch.exp(8 * torch.tanh(_at_least_fp32(self.score(context)) / 8))
         if bin_mask is not None:
             weight = weight * bin_mask[..., None]
         sums = windowed_sum(torch.cat([weight * context, weight], dim=-1), self.window)
         context = sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
-        logits = self.kernel_proj(context.to(hidden_states.dtype)).float()
+        logits = _at_least_fp32(self.kernel_proj(context.to(hidden_states.dtype))) + self.kernel_bias
         weights = logits.unflatten(-1, (-1, math.prod(self.kernel_size))).softmax(dim=-1)
         return weights.transpose(2, 3).unflatten(-1, self.kernel_size)
 
@@ -240,7 +245,7 @@ def _block_scores(
     first_key = 0 if window is None else max(0, start - window + 1)
     reach = slice(num_anchors + first_key, num_anchors + stop)
     keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
-    scores = (query[..., start:stop, :] @ keys.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
+    scores = _at_least_fp32(query[..., start:stop, :] @ keys.transpose(-1, -2))
     allowed = _allowed_keys(start, stop - start, first_key, stop - first_key, num_anchors, window, query.device)
     if key_mask is not None:
         allowed = allowed & torch.cat([key_mask[..., :num_anchors], key_mask[..., reach]], dim=-1)[..., None, :]

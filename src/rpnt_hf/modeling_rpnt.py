@@ -355,11 +355,9 @@ class RPNTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RPNTContextKernel):
             # Starts as ordinary attention: 99 % of every kernel on tap (0, 0).
             taps = math.prod(module.kernel_size)
-            bias = torch.zeros(self.config.num_attention_heads, taps)
-            if taps > 1:
-                bias[:, 0] = math.log(99 * (taps - 1))
-            init.normal_(module.kernel_proj.weight, std=std)
-            init.copy_(module.kernel_proj.bias, bias.flatten())
+            start = torch.zeros(self.config.num_attention_heads, taps)
+            start[:, 0] = math.log(99 * max(taps - 1, 1))
+            init.copy_(module.kernel_bias, start.flatten())
 
     def resize_unit_vocabulary(self, num_units: int) -> None:
         """Adds rows to the unit embedding, for the units of new sessions; earlier rows stay as they are.
