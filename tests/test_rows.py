@@ -13,14 +13,25 @@ def make_row(trials, num_context_bins=2, observed=None, behavior=None):
     behavior = np.ones((10, 2), dtype=np.float32) if behavior is None else behavior
     observed = np.ones(10, dtype=np.uint8) if observed is None else observed
     return {
-        "session_id": "a", "start_time": 0.0, "num_bins": 10, "num_context_bins": num_context_bins,
-        "unit_ids": ["0", "1", "2"], "counts": counts.tobytes(), "observed": observed.tobytes(),
-        "behavior": behavior.tobytes(), "behavior_names": ["vel_x", "vel_y"][: behavior.shape[1]], "trials": trials,
-    }  # fmt: skip
+        "session_id": "a",
+        "start_time": 0.0,
+        "num_bins": 10,
+        "num_context_bins": num_context_bins,
+        "unit_ids": ["0", "1", "2"],
+        "counts": counts.tobytes(),
+        "observed": observed.tobytes(),
+        "behavior": behavior.tobytes(),
+        "behavior_names": ["vel_x", "vel_y"][: behavior.shape[1]],
+        "trials": trials,
+    }
 
 
 def make_trial(scored_start_bin, scored_stop_bin, go_cue_bin):
-    return {"scored_start_bin": scored_start_bin, "scored_stop_bin": scored_stop_bin, "go_cue_bin": go_cue_bin}
+    return {
+        "scored_start_bin": scored_start_bin,
+        "scored_stop_bin": scored_stop_bin,
+        "go_cue_bin": go_cue_bin,
+    }
 
 
 def test_counts_are_bins_by_units_and_share_memory_with_the_row():
@@ -74,5 +85,7 @@ def test_a_row_without_behavior_scores_nothing():
 
 def test_counts_that_do_not_fill_the_bins_are_refused():
     row = make_row([]) | {"counts": b"123"}
-    with pytest.raises(DatasetError, match=r"`counts` must hold 10 x 3 values, got 3 in the row of session 'a'"):
+    with pytest.raises(
+        DatasetError, match=r"`counts` must hold 10 x 3 values, got 3 in the row of session 'a'"
+    ):
         row_counts(row)

@@ -1,6 +1,7 @@
 """Reaching behaviour for the simulator: trial times, cursor position and velocity, and the plans behind them.
 
-Reaches are sums of minimum-jerk submovements (Flash and Hogan 1985). Not for recordings: those are read by `nwb.py`.
+Reaches are sums of minimum-jerk submovements (Flash and Hogan 1985). Not for recordings: those are read by
+`nwb.py`.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,8 @@ class Behavior:
         times (`np.ndarray` of shape `(num_samples,)`): Sample times, s, from 0.
         position (`np.ndarray` of shape `(num_samples, 2)`): Cursor position, cm.
         velocity (`np.ndarray` of shape `(num_samples, 2)`): Cursor velocity, cm/s.
-        plans (`np.ndarray` of shape `(num_plans, 5)`): One row per intended movement: start of planning, onset, end
-            (s), and displacement in x and y (cm).
+        plans (`np.ndarray` of shape `(num_plans, 5)`): One row per intended movement: start of planning,
+            onset, end (s), and displacement in x and y (cm).
         trials (`pd.DataFrame`): One row per trial, with the columns of DANDI:000688.
     """
 
@@ -160,7 +161,12 @@ TASKS: dict[str, tuple[str, Callable[[_Session, bool], None]]] = {
 
 
 def simulate_reaches(
-    task: str, num_trials: int, style: ReachStyle, failure_rate: float, sample_rate: float, rng: np.random.Generator
+    task: str,
+    num_trials: int,
+    style: ReachStyle,
+    failure_rate: float,
+    sample_rate: float,
+    rng: np.random.Generator,
 ) -> Behavior:
     """Simulates the behaviour of one session.
 
@@ -168,7 +174,8 @@ def simulate_reaches(
         task (`str`): A key of `TASKS`.
         num_trials (`int`): Trials, at least 1.
         style (`ReachStyle`): How the subject moves.
-        failure_rate (`float`): Probability in [0, 1] that a trial fails (result "F": the last reach stops short).
+        failure_rate (`float`): Probability in [0, 1] that a trial fails (result "F": the last reach stops
+            short).
         sample_rate (`float`): Samples per second.
         rng (`np.random.Generator`): Source of everything random.
 

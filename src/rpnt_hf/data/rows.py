@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DatasetError
+from rpnt_hf.errors import DatasetError
 
 __all__ = ["reach_bins", "row_behavior", "row_counts", "row_observed", "scored_bins"]
 
@@ -51,8 +51,8 @@ def row_behavior(row: Mapping[str, Any]) -> NDArray[np.float32]:
         row (`Mapping`): Row of a built dataset.
 
     Returns:
-        `np.ndarray` of shape `(num_bins, num_targets)`, float32, read-only, in the units that `behavior_units`
-        names; NaN where absent. Shape `(num_bins, 0)` where the session has no behaviour.
+        `np.ndarray` of shape `(num_bins, num_targets)`, float32, read-only, in the units that
+        `behavior_units` names; NaN where absent. Shape `(num_bins, 0)` where the session has no behaviour.
 
     Raises:
         DatasetError: If the values do not fill bins x targets.
@@ -63,8 +63,9 @@ def row_behavior(row: Mapping[str, Any]) -> NDArray[np.float32]:
 def scored_bins(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Says which bins of a row are decoding targets (DESIGN section 5).
 
-    With trials, the bins from `scored_start_bin` to `scored_stop_bin` (exclusive) of each; without trials, every bin
-    after the context. A bin of the context, an unobserved bin and a bin whose behaviour is not finite never count.
+    With trials, the bins from `scored_start_bin` to `scored_stop_bin` (exclusive) of each; without trials,
+    every bin after the context. A bin of the context, an unobserved bin and a bin whose behaviour is not
+    finite never count.
 
     Args:
         row (`Mapping`): Row of a built dataset.
@@ -84,8 +85,8 @@ def reach_bins(row: Mapping[str, Any]) -> NDArray[np.bool_]:
         row (`Mapping`): Row of a built dataset.
 
     Returns:
-        `np.ndarray` of shape `(num_bins,)`, bool: True inside a reach, under the same exclusions as `scored_bins`.
-        All False where no trial has a go cue.
+        `np.ndarray` of shape `(num_bins,)`, bool: True inside a reach, under the same exclusions as
+        `scored_bins`. All False where no trial has a go cue.
     """
     trials = [trial for trial in row["trials"] or [] if trial["go_cue_bin"] >= 0]
     return _targets(row, [(trial["go_cue_bin"], trial["scored_stop_bin"]) for trial in trials])
@@ -108,7 +109,7 @@ def _buffer(row: Mapping[str, Any], column: str, dtype: type[np.generic], width:
     values = np.frombuffer(row[column] or b"", dtype=dtype)
     if values.size != row["num_bins"] * width:
         raise DatasetError(
-            f"`{column}` must hold {row['num_bins']} x {width} values, got {values.size} in the row of session "
-            f"'{row['session_id']}' that starts at {row['start_time']} s. Build the dataset again with `rpnt build`."
+            f"`{column}` must hold {row['num_bins']} x {width} values, got {values.size} in the row of "
+            f"session '{row['session_id']}' that starts at {row['start_time']} s. Build the dataset again."
         )
     return values.reshape(row["num_bins"], width)

@@ -1,7 +1,8 @@
 """Simulated recordings of several subjects, sessions and sites, as `Recording`s and as NWB files.
 
-For the demo, the tests and comparisons where the truth must be known. Not a model of cortex: what carries over between
-subjects is put in on purpose (common latent dynamics, a map of preferred directions over the cortex, slow drift).
+For the demo, the tests and comparisons where the truth must be known. Not a model of cortex: what carries
+over between subjects is put in on purpose (common latent dynamics, a map of preferred directions over the
+cortex, slow drift).
 """
 
 import dataclasses
@@ -13,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from ..errors import ConfigurationError, closest_names
-from .nwb import BehaviorSeries, Recording
-from .reaches import TASKS, Behavior, ReachStyle, simulate_reaches
+from rpnt_hf.data.nwb import BehaviorSeries, Recording
+from rpnt_hf.data.nwb_writer import write_nwb
+from rpnt_hf.data.reaches import TASKS, Behavior, ReachStyle, simulate_reaches
+from rpnt_hf.errors import ConfigurationError, closest_names
 
-__all__ = ["SimulationConfig", "simulate", "simulate_session"]
+__all__ = ["SimulationConfig", "simulate", "simulate_session", "write_nwb"]
 
 FIRST_DAY = datetime.date(2024, 1, 8)
 SITE_NAMES = ("M1", "PMd", "S1", "SMA", "PMv", "PRR")
-SITE_CENTERS = np.array([[0, 0, 1.5], [-1, 6, 1.5], [1, -5, 1.5], [-7, 7, 2.5], [6, 5, 1.5], [2, -12, 1.5]], dtype=float)
+SITE_CENTERS = np.array(
+    [[0, 0, 1.5], [-1, 6, 1.5], [1, -5, 1.5], [-7, 7, 2.5], [6, 5, 1.5], [2, -12, 1.5]], dtype=float
+)
 ELECTRODE_PITCH = 0.4  # mm
 REFRACTORY_PERIOD = 0.0015  # s
 MAX_RATE = 150.0  # Hz
@@ -34,7 +38,8 @@ class SimulationConfig:
 
     Args:
         num_subjects (`int`, *optional*, defaults to 3): Subjects, at least 1.
-        sessions_per_subject (`int`, *optional*, defaults to 2): Sessions of each subject, each on a day of its own.
+        sessions_per_subject (`int`, *optional*, defaults to 2): Sessions of each subject, each on a day of
+            its own.
         num_units (`int`, *optional*, defaults to 56): Units of each site in each session.
         num_sites (`int`, *optional*, defaults to 1): Recording sites of each subject, at most 6.
         num_trials (`int`, *optional*, defaults to 120): Trials of each session.
@@ -43,8 +48,10 @@ class SimulationConfig:
         median_rate (`float`, *optional*, defaults to 9.0): Median firing rate over units, Hz.
         depth (`float`, *optional*, defaults to 1.0): Scale of the tuning; larger is easier to decode.
         noise (`float`, *optional*, defaults to 1.0): Scale of shared and private fluctuations of the rates.
-        drift (`float`, *optional*, defaults to 0.5): Standard deviation over weeks of a subject's preferred directions, rad.
-        failure_rate (`float`, *optional*, defaults to 0.04): Probability that a trial fails (result "F"), in [0, 1].
+        drift (`float`, *optional*, defaults to 0.5): Standard deviation over weeks of a subject's preferred
+            directions, rad.
+        failure_rate (`float`, *optional*, defaults to 0.04): Probability that a trial fails (result "F"), in
+            [0, 1].
         sample_rate (`float`, *optional*, defaults to 100.0): Behaviour samples per second.
         seed (`int`, *optional*, defaults to 0): Seed of the corpus, not negative.
 
@@ -82,7 +89,8 @@ class SimulationConfig:
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ConfigurationError(
-                f"`{name}` must be {rule}, got {getattr(self, name)!r} in SimulationConfig. Choose another value."
+                f"`{name}` must be {rule}, got {getattr(self, name)!r} in SimulationConfig. "
+                "Choose another value."
             )
 
 
@@ -105,10 +113,11 @@ class _Tuning:
 def simulate(config: SimulationConfig | None = None, **overrides: object) -> list[Recording]:
     """Simulates recordings of reaching subjects.
 
-    Spike trains are Poisson with a refractory period. Rates follow velocity, speed, position, the planned reach and
-    damped rotations common to all subjects, through exponential, softplus and saturating non-linearities, with leads of
-    0 to 150 ms, shared and private noise, slow gain within a session and drift over days. A session depends only on the
-    seed, its subject and its number, not on how many others are simulated.
+    Spike trains are Poisson with a refractory period. Rates follow velocity, speed, position, the planned
+    reach and damped rotations common to all subjects, through exponential, softplus and saturating
+    non-linearities, with leads of 0 to 150 ms, shared and private noise, slow gain within a session and
+    drift over days. A session depends only on the seed, its subject and its number, not on how many others
+    are simulated.
 
     Args:
         config (`SimulationConfig`, *optional*): Size and difficulty of the corpus; the defaults where absent.
@@ -191,13 +200,15 @@ def simulate_session(config: SimulationConfig, subject: int, session: int) -> Re
 
 def _rng(*key: int) -> np.random.Generator:
     """Gives the generator of one independent random stream."""
-    return np.random.default_rng(key)
+    return np.random.default_rng((len(key), *key))  # the length, because numpy ignores trailing zeros
 
 
 def _day(seed: int, subject: int, session: int) -> int:
     """Says on which day of the corpus a session takes place: 3 to 20 days after the one before it."""
     start = int(_rng(seed, SCHEDULE, subject).integers(0, 20))
-    return start + sum(int(_rng(seed, SCHEDULE, subject, index).integers(3, 21)) for index in range(1, session + 1))
+    return start + sum(
+        int(_rng(seed, SCHEDULE, subject, index).integers(3, 21)) for index in range(1, session + 1)
+    )
 
 
 def _site_positions(config: SimulationConfig, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -216,14 +227,14 @@ def _smooth(rng: np.random.Generator, day: float, size: int) -> NDArray[np.float
 def _tuning(config: SimulationConfig, subject: int, day: int, site_positions: NDArray[np.float64]) -> _Tuning:
     """Draws the tuning of all units of a subject, and takes those that are there on this day."""
     rotation = config.drift * _smooth(_rng(config.seed, SUBJECT, subject, 1), day, 1)[0]
-    sites = [_site_tuning(config, subject, site, day, rotation, center) for site, center in enumerate(site_positions)]
-    merged: dict[str, NDArray[np.generic]] = {}
-    for field in ("planar", "scalar", "leads", "delays", "mean_rates", "nonlinearity", "shared_loadings", "slow_loadings"):
-        merged[field] = np.concatenate([getattr(site, field) for site in sites], axis=-1)
+    sites = [
+        _site_tuning(config, subject, site, day, rotation, center)
+        for site, center in enumerate(site_positions)
+    ]
+    names = [field.name for field in dataclasses.fields(_Tuning) if field.name != "unit_ids"]
     return _Tuning(
-        **merged,  # type: ignore[arg-type]
+        **{name: np.concatenate([getattr(site, name) for site in sites], axis=-1) for name in names},
         unit_ids=[unit_id for site in sites for unit_id in site.unit_ids],
-        unit_sites=np.repeat(np.arange(len(sites)), config.num_units),
     )
 
 
@@ -232,14 +243,15 @@ def _site_tuning(
 ) -> _Tuning:
     """Draws the units of one site.
 
-    The preferred direction of a unit is a smooth map of its place on the cortex, turned by the subject's drift, plus a
-    deviation of its own. Sites further forward plan more, move less and are further ahead of the movement.
+    The preferred direction of a unit is a smooth map of its place on the cortex, turned by the subject's
+    drift, plus a deviation of its own. Sites further forward plan more, move less and are further ahead of
+    the movement.
     """
     rng = _rng(config.seed, SITE, subject, site)
     pool = int(np.ceil(1.4 * config.num_units))
     side = int(np.ceil(np.sqrt(pool)))
-    grid = (np.stack([np.arange(pool) % side, np.arange(pool) // side], axis=-1) - (side - 1) / 2) * ELECTRODE_PITCH
-    x, y = (center[:2] + grid).T
+    columns, rows = np.arange(pool) % side, np.arange(pool) // side
+    x, y = center[:2, None] + ELECTRODE_PITCH * (np.stack([columns, rows]) - (side - 1) / 2)
     forward = np.clip(center[1] / 6.0, -1.0, 1.0)
 
     preferred = 2 * np.pi * (x + 0.6 * y) / 3.5 + 0.8 * np.sin(0.9 * y)
@@ -251,18 +263,18 @@ def _site_tuning(
         return config.depth * mean * np.exp(spread * drifting - spread**2 / 2)
 
     planar = np.stack([
-        depths(0.62 - 0.20 * forward, 0.5) * direction,  # velocity
-        depths(0.62 + 0.25 * forward, 0.6) * direction * np.exp(1j * rng.normal(0, 1.1, pool)),  # plan
-        depths(0.30, 0.6) * direction * np.exp(1j * rng.normal(0, 1.6, pool)),  # position
-        depths(0.34, 0.5) * direction * np.exp(1j * rng.normal(0, 1.2, pool)),  # slow rotation
-        depths(0.28, 0.5) * direction * np.exp(1j * rng.normal(0, 1.2, pool)),  # fast rotation
+        depths(0.40 - 0.13 * forward, 0.5) * direction,  # velocity
+        depths(0.40 + 0.16 * forward, 0.6) * direction * np.exp(1j * rng.normal(0, 1.1, pool)),  # plan
+        depths(0.20, 0.6) * direction * np.exp(1j * rng.normal(0, 1.6, pool)),  # position
+        depths(0.22, 0.5) * direction * np.exp(1j * rng.normal(0, 1.2, pool)),  # slow rotation
+        depths(0.18, 0.5) * direction * np.exp(1j * rng.normal(0, 1.2, pool)),  # fast rotation
     ])  # fmt: skip
-    scalar = config.depth * np.stack([rng.normal(0.25, 0.35, pool), rng.normal(0.35, 0.55, pool)])  # speed, movement
+    speed, trigger = rng.normal(0.16, 0.23, pool), rng.normal(0.23, 0.36, pool)
     leads = rng.normal(0.075 + 0.025 * forward, 0.035, pool).clip(0, 0.15)
     log_rates = np.log(config.median_rate) + 0.65 * rng.standard_normal(pool) + 0.15 * _smooth(rng, day, pool)
     tuning = _Tuning(
         planar=planar,
-        scalar=scalar,
+        scalar=config.depth * np.stack([speed, trigger]),
         leads=np.round(leads * config.sample_rate).astype(int),
         delays=np.round(rng.uniform(0.05, 0.12, pool) * config.sample_rate).astype(int),
         mean_rates=np.exp(log_rates).clip(1.0, 45.0),
@@ -284,8 +296,10 @@ def _site_tuning(
     )
 
 
-def _smoothed(signal: NDArray[np.generic], time_constant: float, sample_rate: float, frequency: float = 0.0) -> NDArray:
-    """Passes a signal through a causal leaky integrator, which rotates at `frequency` (Hz) where it is not 0."""
+def _smoothed(
+    signal: NDArray[np.generic], time_constant: float, sample_rate: float, frequency: float = 0.0
+) -> NDArray:
+    """Passes a signal through a causal leaky integrator that rotates at `frequency` (Hz), or not at 0."""
     pole = np.exp((-1 / time_constant + 2j * np.pi * frequency) / sample_rate)
     pole = pole if frequency else pole.real
     return lfilter([1 - abs(pole)], [1, -pole], signal, axis=0)
@@ -294,8 +308,9 @@ def _smoothed(signal: NDArray[np.generic], time_constant: float, sample_rate: fl
 def _latents(behavior: Behavior, sample_rate: float) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
     """Turns behaviour into the population latents that all subjects have in common.
 
-    Returns planar latents (samples, 5), complex: velocity, plan, position, two damped rotations that the plan sets off
-    when movement begins; and scalar latents (samples, 2): speed, and a trigger that does not depend on the direction.
+    Returns planar latents (samples, 5), complex: velocity, plan, position, two damped rotations that the
+    plan sets off when movement begins; and scalar latents (samples, 2): speed, and a trigger that does not
+    depend on the direction.
     """
     times = behavior.times
     plan = np.zeros(times.size, dtype=complex)
@@ -331,11 +346,17 @@ def _rates(
     shared = _noise(rng, (num_samples, 4), config.sample_rate, np.array([0.15, 0.3, 0.6, 4.0]))
     private = _noise(rng, (num_samples, num_units), config.sample_rate, np.full(num_units, 0.25))
     phase = 2 * np.pi * np.arange(num_samples) / num_samples
-    slow = np.stack([np.sin(0.5 * phase + rng.uniform(0, 6.3)), np.sin(1.3 * phase + rng.uniform(0, 6.3))], axis=1)
+    slow = np.stack(
+        [np.sin(0.5 * phase + rng.uniform(0, 6.3)), np.sin(1.3 * phase + rng.uniform(0, 6.3))], axis=1
+    )
     drive += config.noise * (shared @ tuning.shared_loadings + 0.20 * private)
     drive += 1.4 * slow @ tuning.slow_loadings
 
-    shapes = (np.exp(np.minimum(drive, 3.0)), np.logaddexp(0.0, 2.0 * drive), 1 / (1 + np.exp(1.0 - 2.0 * drive)))
+    shapes = (
+        np.exp(np.minimum(drive, 3.0)),
+        np.logaddexp(0.0, 2.0 * drive),
+        1 / (1 + np.exp(1.0 - 2.0 * drive)),
+    )
     rates = np.choose(tuning.nonlinearity, shapes)
     return np.minimum(rates * (tuning.mean_rates / rates.mean(axis=0)), MAX_RATE)
 
@@ -356,7 +377,7 @@ def _noise(
 def _spike_times(
     rates: NDArray[np.float64], sample_rate: float, rng: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    """Draws Poisson spikes by time rescaling, and drops those inside the refractory period of the one before."""
+    """Draws Poisson spikes by time rescaling, less those in the refractory period of the spike before."""
     edges = np.arange(len(rates) + 1) / sample_rate
     expected = np.concatenate([np.zeros((1, rates.shape[1])), np.cumsum(rates, axis=0) / sample_rate])
     spike_times = []
