@@ -194,7 +194,10 @@ def bin_behavior(
     """
     check_bin_size(bin_size)
     start_time = start_time + label_lag * bin_size
-    times, values = series.timestamps, series.values.astype(np.float64)
+    # One bin and one sample to either side, for interpolation; the rest of a long series is not touched.
+    first, last = np.searchsorted(series.timestamps, start_time + np.array([-1, num_bins + 1]) * bin_size)
+    nearby = slice(max(first - 1, 0), last + 1)
+    times, values = series.timestamps[nearby], series.values[nearby].astype(np.float64)
     position = np.floor((times - start_time) / bin_size + EDGE_TOLERANCE)
     inside = (position >= 0) & (position < num_bins)
     position = position[inside].astype(np.int64)

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class BehaviorSeries:
         object.__setattr__(self, "timestamps", timestamps)
         object.__setattr__(self, "values", values)
 
-    @property
+    @cached_property
     def sample_interval(self) -> float:
         """`float`: median time between samples in s; 0 for a single sample."""
         return float(np.median(np.diff(self.timestamps))) if len(self.timestamps) > 1 else 0.0

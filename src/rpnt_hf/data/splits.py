@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,7 @@ def make_blocks(
         num_bins = int(np.floor((stop - start) / bin_size + EDGE_TOLERANCE))
         edges = np.arange(0, max(num_bins - block_bins, 0) + 1, block_bins)
         edges = np.append(edges, num_bins)
-        rows += [
-            (start + a * bin_size, start + b * bin_size) for a, b in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        rows += [(start + a * bin_size, start + b * bin_size) for a, b in pairwise(edges)]
     return pd.DataFrame([row for row in rows if row[1] > row[0]], columns=["start_time", "stop_time"])
 
 
