@@ -223,7 +223,7 @@ class RPNTProcessor(FeatureExtractionMixin):
             `RPNTProcessor`: It knows every session, subject and task of the rows, in sorted order.
 
         Raises:
-            InputError: No rows, or rows disagree in bin size, behaviour or the units of a session.
+            InputError: No rows, or rows disagree in bin size or in the units of a session.
         """
         rows = list(rows)
         if not rows:
@@ -236,14 +236,12 @@ class RPNTProcessor(FeatureExtractionMixin):
                 raise InputError(
                     f"Rows of session '{row['session_id']}' must have the same units, got two lists."
                 )
-            for name in ("bin_size", "behavior_names", "behavior_units"):
-                if row[name] != first[name]:
-                    raise InputError(
-                        f"All rows must have the same `{name}`, got {first[name]} in session "
-                        f"'{first['session_id']}' "
-                        f"and {row[name]} in '{row['session_id']}'. Build them together, or train on one "
-                        "group."
-                    )
+            if row["bin_size"] != first["bin_size"]:
+                raise InputError(
+                    f"All rows must have the same `bin_size`, got {first['bin_size']} s in session "
+                    f"'{first['session_id']}' and {row['bin_size']} s in '{row['session_id']}'. Build them "
+                    "together."
+                )
         dates = [date for row in rows if (date := _as_date(row["recording_date"]))]
         return cls(
             **{
@@ -252,8 +250,6 @@ class RPNTProcessor(FeatureExtractionMixin):
                 "subjects": sorted({row["subject_id"] for row in rows if row["subject_id"]}),
                 "tasks": sorted({row["task"] for row in rows if row["task"]}),
                 "corpus_start": min(dates) if dates else None,
-                "behavior_names": first["behavior_names"],
-                "behavior_units": first["behavior_units"],
                 **kwargs,
             }
         )

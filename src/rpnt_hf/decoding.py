@@ -1,0 +1,133 @@
+"""Runs a decoder over whole rows and recordings, causally.
+
+For validation, `rpnt decode` and the demo. Not for closed loops: that is `streaming.py`.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from .data.nwb import Recording
+from .errors import CheckpointError
+from .processing_rpnt import RPNTProcessor
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["decode_recording", "decode_rows"]
+
+INPUT_NAMES = ("spike_counts", "unit_ids", "unit_mask", "bin_mask", "metadata")
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switches dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _segments(num_bins: int, window_bins: int | None) -> list[tuple[int, int, int]]:
+    """Lists (first bin, stop bin, first bin that is kept) of the windows that decode a row."""
+    if window_bins is None or num_bins <= window_bins:
+        return [(0, num_bins, 0)]
+    hop = max(window_bins // 2, 1)
+    starts = range(0, num_bins - (window_bins - hop), hop)
+    return [
+        (start, min(start + window_bins, num_bins), start + window_bins - hop if start else 0)
+        for start in starts
+    ]
+
+
+def decode_rows(
+    model: PreTrainedModel, processor: RPNTProcessor, rows: Sequence[Mapping[str, Any]], batch_size: int = 16
+) -> list[NDArray[np.float32]]:
+    """Decodes every bin of rows of a built dataset, each bin from itself and earlier bins of its row.
+
+    A model with `attention_window` takes each row at once. One without it has only seen windows of
+    `processor.window_bins`: longer rows are decoded in windows that overlap by half, and of each window but
+    the first only the second half is kept, so that every bin has at least half a window of past.
+
+    Args:
+        model (`PreTrainedModel`): An `RPNTForMotorDecoding`.
+        processor (`RPNTProcessor`): The processor saved with it.
+        rows (`Sequence[Mapping]`): Rows of a built dataset, of any lengths and sessions.
+        batch_size (`int`, *optional*, defaults to 16): Windows per forward pass.
+
+    Returns:
+        `list[np.ndarray]`: One per row, shape `(num_bins, targets)`, float32, in the units of the targets.
+        Entry t is about bin t; with `label_lag` it comes from the counts up to bin t - label_lag, and the
+        first `label_lag` bins are NaN.
+
+    Raises:
+        CheckpointError: The model needs windows and the processor does not say how long.
+        InputError: A row does not fit the processor.
+    """
+    window_bins = None if model.config.attention_window is not None else processor.window_bins
+    if window_bins is None and model.config.attention_window is None:
+        raise CheckpointError(
+            "A decoder without `attention_window` must come with the length of its training windows, but "
+            "`window_bins` of its processor is None. Set `processor.window_bins` to the bins it was trained "
+            "on."
+        )
+    lag = model.config.label_lag
+    predictions = [np.full((row["num_bins"], model.config.num_targets), np.nan, np.float32) for row in rows]
+    jobs = [
+        (index, *segment)
+        for index, row in enumerate(rows)
+        for segment in _segments(row["num_bins"], window_bins)
+    ]
+    jobs.sort(key=lambda job: job[2] - job[1])  # windows of similar length share a batch
+    inputs: dict[int, dict[str, torch.Tensor]] = {}
+    left = np.bincount([job[0] for job in jobs], minlength=len(rows))
+    with _evaluating(model):
+        for first in range(0, len(jobs), batch_size):
+            batch = jobs[first : first + batch_size]
+            for index, *_ in batch:
+                if index not in inputs:
+                    inputs[index] = processor(rows[index])
+            padded = _pad([(inputs[index], start, stop) for index, start, stop, _ in batch])
+            outputs = model(**{name: value.to(model.device) for name, value in padded.items()})
+            decoded = outputs.predictions.float().cpu().numpy()
+            for (index, start, stop, kept_from), values in zip(batch, decoded, strict=True):
+                kept = values[kept_from - start : stop - start]
+                target = predictions[index][kept_from + lag : stop + lag]
+                target[:] = kept[: len(target)]
+                left[index] -= 1
+                if not left[index]:
+                    inputs.pop(index)
+    return predictions
+
+
+def _pad(parts: Sequence[tuple[Mapping[str, torch.Tensor], int, int]]) -> dict[str, torch.Tensor]:
+    """Stacks bins [start, stop) of several inputs, padded at the end of every axis."""
+    cut = [
+        {
+            "spike_counts": inputs["spike_counts"][0, :, start:stop],
+            "unit_ids": inputs["unit_ids"][0],
+            "unit_mask": inputs["unit_mask"][0],
+            "bin_mask": inputs["bin_mask"][0, :, start:stop],
+            "metadata": inputs["metadata"][0],
+        }
+        for inputs, start, stop in parts
+    ]
+    batch = {}
+    for name in INPUT_NAMES:
+        tensors = [part[name] for part in cut]
+        shape = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+        fill = float("nan") if name == "metadata" else 0
+        padded = torch.full((len(tensors), *shape), fill, dtype=tensors[0].dtype)
+        for i, tensor in enumerate(tensors):
+            padded[(i, *(slice(size) for size in tensor.shape))] = tensor
+        batch[name] = padded
+    return batch

@@ -1,0 +1,423 @@
+"""Trains a decoder of behaviour, from scratch or from a checkpoint.
+
+    accelerate launch training/finetune.py --config training/configs/tiny_finetune.yaml --data DIR
+    --output_dir DIR
+
+Test rows are scored once, at the end, with the weights that were best on validation.
+"""
+
+import dataclasses
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from rpnt_hf.checkpoints import RunFolder, TrainingProgress
+from rpnt_hf.configuration_rpnt import RPNTConfig
+from rpnt_hf.data.loading import label_statistics, load_rows, select_sessions, select_trials, view_rows
+from rpnt_hf.data.rows import row_behavior, scored_bins
+from rpnt_hf.data.windows import WindowCollator, WindowDataset, WindowSampler
+from rpnt_hf.decoding import decode_rows
+from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, RPNTError
+from rpnt_hf.metrics import r2_scores
+from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
+from rpnt_hf.optimization import (
+    OptimizerConfig,
+    average_weights,
+    check_range,
+    make_optimizer,
+    make_schedule,
+    parse_options,
+    train_only,
+    train_only_rows,
+)
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
+logger = get_logger(__name__, log_level="INFO")
+
+
+@dataclass
+class FinetuneOptions:
+    """Options of a finetuning run.
+
+    Args:
+        data: Folder that `rpnt build` wrote, or a dataset on the Hub.
+        output_dir: New folder for the decoder, its results and its checkpoints.
+        dataset_config: Part of the corpus; empty where there is only one.
+        sessions: Sessions to train on; empty for all.
+        training_trials: Number of training trials for few-shot; empty for all.
+        training_fraction: Share of the training trials instead, in (0, 1].
+        init: "scratch", or the folder of a pretrained model or a decoder.
+        mode: "full" trains everything; "frozen" the unit embeddings of these sessions and the head; "units"
+        only the
+            unit embeddings of sessions that the checkpoint does not know.
+        preset: Preset of the network, from scratch.
+        model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
+        (dropout). num_slots: Slots per site, where the network has `unit_embedding` "slots".
+        window_bins: Length of training windows, in bins.
+        context_bins: Bins at the start of a window that are only looked at.
+        unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
+        metadata_dropout: Probability in [0, 1] that a training window loses a metadata axis.
+        batch_size: Windows per batch and process.
+        accumulation_steps: Batches per optimiser step.
+        epochs: Passes over the training rows.
+        optimizer: Optimiser, schedule and weight averaging.
+        validate_every: Epochs between validations.
+        checkpoint_every: Epochs between checkpoints.
+        keep_checkpoints: Checkpoints that are kept.
+        resume: Go on from the last finished checkpoint in `output_dir`.
+        mixed_precision: "no" or "bf16".
+        tensorboard: Write curves for tensorboard under `output_dir`.
+        seed: Seed of everything random, the choice of trials included.
+        cpu: Train on the CPU even where there is an accelerator.
+    """
+
+    data: str
+    output_dir: str
+    dataset_config: str | None = None
+    sessions: list[str] | None = None
+    training_trials: int | None = None
+    training_fraction: float | None = None
+    init: str = "scratch"
+    mode: Literal["full", "frozen", "units"] = "full"
+    preset: str = "tiny"
+    model: dict[str, Any] = field(default_factory=dict)
+    num_slots: int | None = None
+    window_bins: int = 100
+    context_bins: int = 0
+    unit_dropout: float = 0.15
+    metadata_dropout: float = 0.1
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    epochs: int = 100
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validate_every: int = 1
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 2
+    resume: bool = False
+    mixed_precision: Literal["no", "bf16"] = "no"
+    tensorboard: bool = False
+    seed: int = 0
+    cpu: bool = False
+
+
+Rows = Sequence[Any]
+
+
+def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
+    """Loads the rows of each split, training rows cut to the chosen trials, and counts those trials."""
+    splits = {
+        split: select_sessions(
+            view_rows(load_rows(options.data, options.dataset_config, split)), options.sessions
+        )
+        for split in ("train", "validation", "test")
+    }
+    splits["train"], num_trials = select_trials(
+        splits["train"], options.training_trials, options.training_fraction, options.seed
+    )
+    return splits, num_trials
+
+
+def make_model(
+    options: FinetuneOptions, splits: dict[str, Rows]
+) -> tuple[RPNTForMotorDecoding, RPNTProcessor, list[str]]:
+    """Makes model and processor, and lists the sessions that are new to the checkpoint."""
+    rows = [*splits["train"], *splits["validation"], *splits["test"]]
+    for name in ("behavior_names", "behavior_units"):
+        for row in rows:
+            if row[name] != rows[0][name]:
+                raise DatasetError(
+                    f"Sessions that are decoded together must have the same `{name}`, got {rows[0][name]} in "
+                    f"'{rows[0]['session_id']}' and {row[name]} in '{row['session_id']}'. Choose `sessions`."
+                )
+    label_mean, label_std = label_statistics(splits["train"])
+    targets = {
+        "num_targets": len(label_mean),
+        "target_names": list(rows[0]["behavior_names"]),
+        "target_units": list(rows[0]["behavior_units"]),
+        "label_mean": label_mean,
+        "label_std": label_std,
+    }
+    if options.init == "scratch":
+        if options.mode != "full":
+            raise ConfigurationError(
+                f"From scratch everything must be trained (`mode` 'full'), got '{options.mode}'. Name a "
+                "checkpoint folder as "
+                "`init`."
+            )
+        return *make_scratch_model(options, rows, targets), sorted({row["session_id"] for row in rows})
+
+    found = RPNTProcessor.from_rows(rows)
+    processor = RPNTProcessor.from_pretrained(options.init)
+    processor.check_bin_size(found.bin_size, f"'{options.data}'")
+    config = RPNTConfig.from_pretrained(options.init)
+    is_decoder = "RPNTForMotorDecoding" in (config.architectures or [])
+    if is_decoder:
+        for name in ("target_names", "target_units"):
+            if getattr(config, name) != targets[name]:
+                raise CheckpointError(
+                    f"The decoder must have been trained on the same `{name}`, {targets[name]}, got "
+                    f"{getattr(config, name)} in '{options.init}'. Pretrain, or train one from scratch."
+                )
+        targets = {}
+    elif options.mode == "units":
+        raise CheckpointError(
+            f"Mode 'units' must start from a checkpoint with a decoding head, got {config.architectures} in "
+            f"'{options.init}'. Finetune it in mode 'full' on other sessions first."
+        )
+    for name, value in {**targets, **options.model}.items():
+        if name not in {known.name for known in dataclasses.fields(RPNTConfig)}:
+            raise ConfigurationError(f"`model` must name fields of RPNTConfig, got `{name}`.")
+        setattr(config, name, value)
+    config.validate_architecture()
+    model = RPNTForMotorDecoding.from_pretrained(options.init, config=config)
+    unknown = (
+        set() if processor.unit_embedding == "slots" else found.sessions.keys() - processor.sessions.keys()
+    )
+    new_sessions = sorted(unknown)
+    for session_id in new_sessions:
+        processor.add_session(session_id, found.sessions[session_id])
+    if new_sessions:
+        model.resize_unit_vocabulary(processor.num_units)
+    processor.behavior_names, processor.behavior_units = config.target_names, config.target_units
+    processor.window_bins = options.window_bins
+    return model, processor, new_sessions
+
+
+def make_scratch_model(
+    options: FinetuneOptions, rows: Rows, targets: dict[str, Any]
+) -> tuple[RPNTForMotorDecoding, RPNTProcessor]:
+    """Makes a model and its processor out of a preset and the rows."""
+    shape = RPNTConfig.preset(options.preset, **options.model)
+    processor = RPNTProcessor.from_rows(
+        rows,
+        metadata_axes=shape.metadata_axes,
+        window_bins=options.window_bins,
+        unit_embedding=shape.unit_embedding,
+        num_slots=options.num_slots,
+        behavior_names=targets["target_names"],
+        behavior_units=targets["target_units"],
+    )
+    config = RPNTConfig.preset(
+        options.preset, **{**targets, **options.model, "num_units": processor.num_units}
+    )
+    return RPNTForMotorDecoding(config), processor
+
+
+def freeze(
+    model: RPNTForMotorDecoding,
+    processor: RPNTProcessor,
+    mode: str,
+    sessions: Sequence[str],
+    new_sessions: Sequence[str],
+) -> None:
+    """Lets gradients reach what the mode trains."""
+    if mode == "full":
+        return
+    embedding = model.model.embeddings.unit_embedding
+    if mode == "units":
+        if not new_sessions:
+            raise CheckpointError(
+                "Mode 'units' must have a session whose units the checkpoint does not know, got "
+                f"{', '.join(sessions)}, all known. Use mode 'frozen' or 'full'."
+            )
+        train_only(model, [embedding.weight])
+        sessions = new_sessions
+    else:
+        encoder = {id(parameter) for parameter in model.model.parameters()}
+        head = [parameter for parameter in model.parameters() if id(parameter) not in encoder]
+        train_only(model, [*head, embedding.weight])
+    if processor.unit_embedding == "vocabulary":
+        train_only_rows(
+            embedding, [row for session_id in sessions for row in processor.session_rows(session_id)]
+        )
+
+
+def score(
+    accelerator: Accelerator, model: nn.Module, processor: RPNTProcessor, rows: Rows, batch_size: int
+) -> dict[str, Any]:
+    """Decodes rows, shared out over the processes, and scores all their scored bins at once."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    decoded = decode_rows(model, processor, mine, batch_size)
+    pairs = []
+    for row, predictions in zip(mine, decoded, strict=True):
+        scored = scored_bins(row) & np.isfinite(predictions).all(axis=1)
+        pairs.append((row_behavior(row)[scored], predictions[scored]))
+    if accelerator.num_processes > 1:
+        pairs = gather_object(pairs)
+    targets, predictions = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    return {**r2_scores(targets, predictions), "scored_bins": len(targets)}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs a finetuning.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Options as on the command line; None takes those of the process.
+
+    Returns:
+        `dict`: What `results.json` holds: metrics on validation and test, trials, parameters, speed.
+
+    Raises:
+        RPNTError: An option, the data or the checkpoint is not what it must be.
+    """
+    options = parse_options(FinetuneOptions, argv, description=(__doc__ or "").split("\n", 1)[0])
+    for name in ("epochs", "accumulation_steps", "validate_every", "checkpoint_every"):
+        check_range(name, getattr(options, name), getattr(options, name) >= 1, "1 or more")
+    settings = {
+        key: value
+        for key, value in dataclasses.asdict(options).items()
+        if key not in ("resume", "output_dir")
+    }
+    folder = RunFolder(options.output_dir, settings, options.resume, options.keep_checkpoints)
+    accelerator = Accelerator(
+        cpu=options.cpu,
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.accumulation_steps,
+        log_with="tensorboard" if options.tensorboard else None,
+        project_dir=options.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    set_seed(options.seed)
+    splits, num_trials = load_splits(options)
+    model, processor, new_sessions = make_model(options, splits)
+    sessions = sorted({row["session_id"] for row in splits["train"]})
+    freeze(model, processor, options.mode, sessions, new_sessions)
+    logger.info("%d training trials of sessions %s", num_trials, ", ".join(sessions))
+
+    lag = model.config.label_lag
+    sampler = WindowSampler(
+        splits["train"], options.window_bins, options.batch_size, seed=options.seed,
+        context_bins=options.context_bins, label_lag=lag,
+    )  # fmt: skip
+    collator = WindowCollator(
+        splits["train"],
+        processor,
+        unit_dropout=options.unit_dropout,
+        metadata_dropout=options.metadata_dropout,
+    )
+    # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.
+    loader = DataLoader(
+        WindowDataset(splits["train"], lag),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        generator=torch.Generator(),
+    )
+    steps_per_epoch = [
+        math.ceil(len(sampler.batches(epoch)) / accelerator.num_processes / options.accumulation_steps)
+        for epoch in range(options.epochs)
+    ]
+    optimizer = make_optimizer(model, options.optimizer)
+    schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
+    averaged = average_weights(model.to(accelerator.device), options.optimizer)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    plain = accelerator.unwrap_model(model)
+    progress = TrainingProgress()
+    resumable = [item for item in (schedule, averaged, progress) if item is not None]
+    accelerator.register_for_checkpointing(*resumable)
+    if accelerator.is_main_process:
+        folder.open()
+    accelerator.wait_for_everyone()
+    if options.resume:
+        logger.info("resumed from %s", folder.load_last_checkpoint(accelerator))
+    if options.tensorboard:
+        accelerator.init_trackers("tensorboard")
+
+    bar = tqdm(
+        total=sum(steps_per_epoch),
+        initial=progress.step,
+        disable=not accelerator.is_main_process,
+        unit="step",
+    )
+    while progress.epoch < options.epochs:
+        epoch, began, losses, bins = progress.epoch, time.perf_counter(), [], 0
+        sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
+        model.train()
+        for batch in loader:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), options.optimizer.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                schedule.step()
+                if averaged is not None:
+                    averaged.update_parameters(plain)
+                progress.step += 1
+                bar.update()
+            losses.append(accelerator.reduce(loss.detach(), "mean"))
+            bins += int(batch["bin_mask"].any(dim=1).sum())
+        progress.epoch += 1
+        entry = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "loss": float(torch.stack(losses).mean()),
+            "learning_rate": schedule.get_last_lr()[0],
+            "bins_per_second": bins * accelerator.num_processes / (time.perf_counter() - began),
+        }
+        is_last = progress.epoch == options.epochs
+        if progress.epoch % options.validate_every == 0 or is_last:
+            judged = plain if averaged is None else averaged.module
+            metrics = score(accelerator, judged, processor, splits["validation"], options.batch_size)
+            entry |= {f"validation_{name}": value for name, value in metrics.items()}
+            if progress.best is None or metrics["r2"] > progress.best["r2"]:
+                progress.best = {**metrics, "epoch": progress.epoch, "step": progress.step}
+                progress.best_weights = {
+                    name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
+                }
+        progress.history.append(entry)
+        shown = {name: value for name, value in entry.items() if isinstance(value, float)}
+        accelerator.log(shown, step=progress.step)
+        bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if name != "learning_rate"})
+        if progress.epoch % options.checkpoint_every == 0 or is_last:
+            folder.save_checkpoint(accelerator, progress.step)
+            if accelerator.is_main_process:
+                folder.write_json("history.json", progress.history)
+    bar.close()
+
+    assert progress.best is not None and progress.best_weights is not None
+    plain.load_state_dict(progress.best_weights)
+    test = score(accelerator, plain, processor, splits["test"], options.batch_size)
+    results = {
+        "validation": progress.best,
+        "test": test,
+        "sessions": sessions,
+        "training_trials": num_trials,
+        "init": options.init,
+        "mode": options.mode,
+        "seed": options.seed,
+        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
+        "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
+    }
+    if accelerator.is_main_process:
+        plain.save_pretrained(folder.path)
+        processor.save_pretrained(folder.path)
+        folder.write_json("history.json", progress.history)
+        folder.write_json("results.json", results)
+    accelerator.wait_for_everyone()
+    logger.info("test R2 %.4f, validation R2 %.4f", test["r2"], progress.best["r2"])
+    accelerator.end_training()
+    return results
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        main()
+    except RPNTError as error:
+        sys.exit(f"error: {error}")
