@@ -204,7 +204,7 @@ class PreparedRecording:
         return bins.astype(np.int64)
 
     def _labels(self, interval: BinnedInterval, split_of_bin: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-                f"A recording must have behaviour in a bin of a trial, got none of {_behavior_names(self.series)} in "
+        """Labels of all bins; NaN in excluded trials, and where the lagged bin lies in another row or outside."""
         num_bins, lag = len(interval.counts), self.config.label_lag
         if not self.series:
             return np.empty((num_bins, 0), dtype=np.float32)
