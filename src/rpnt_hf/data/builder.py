@@ -4,6 +4,7 @@ The part that every corpus shares. What a corpus has of its own stands in `datas
 rows: that is `rows.py` and `windows.py`, or plain `datasets.load_dataset`.
 """
 
+import argparse
 import dataclasses
 import logging
 import re
@@ -24,7 +25,15 @@ from rpnt_hf.data.schema import FEATURES, BuilderConfig, CorpusRecording
 from rpnt_hf.data.splits import SplitFile
 from rpnt_hf.errors import ConfigurationError, DatasetError, RecordingError
 
-__all__ = ["FEATURES", "BuilderConfig", "CorpusRecording", "build_dataset"]
+__all__ = [
+    "FEATURES",
+    "BuilderConfig",
+    "CorpusRecording",
+    "add_build_arguments",
+    "build_dataset",
+    "config_from",
+    "find_nwb_files",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +181,68 @@ def _in_session(recording: Recording, config: BuilderConfig, parts: dict[str, li
         dataclasses.replace(recording, spike_times=[np.empty(0)] * recording.num_units, behavior={})
     )
     return recording
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every builder of `rpnt build` shares.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Parser of one builder.
+    """
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
+    add("--bin-size", type=float, required=True, metavar="S", help="width of a bin in seconds")
+    add("--label-lag", type=int, default=0, metavar="N", help="label a bin with the behaviour N bins later")
+    add("--context-length", type=float, default=1.0, metavar="S", help="past before held-out rows in seconds")
+    add(
+        "--block-length",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="blocks where there are no trials, in seconds",
+    )
+    add("--guard", type=float, default=1.0, metavar="S", help="gap around held-out blocks in seconds")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the split")
+    add("--split-file", metavar="F", help="JSON file with a fixed split; excludes nothing beyond itself")
+    add(
+        "--repair-spikes",
+        action="store_true",
+        help="sort spikes and drop duplicates instead of refusing them",
+    )
+
+
+def config_from(arguments: argparse.Namespace, **overrides: Any) -> BuilderConfig:
+    """Makes the options of a build from parsed arguments.
+
+    Args:
+        arguments (`argparse.Namespace`): Parsed; every attribute with the name of a field is taken.
+        **overrides: Fields that the corpus sets itself.
+
+    Returns:
+        `BuilderConfig`: checked.
+    """
+    names = {field.name for field in dataclasses.fields(BuilderConfig)}
+    taken = {name: value for name, value in vars(arguments).items() if name in names}
+    return BuilderConfig(**(taken | overrides))
+
+
+def find_nwb_files(folder: str | Path) -> list[Path]:
+    """Lists the NWB files of a folder and its subfolders, sorted by path.
+
+    Args:
+        folder (`str` or `Path`): A folder, or one NWB file.
+
+    Returns:
+        `list[Path]`: at least one file.
+
+    Raises:
+        RecordingError: If there is none.
+    """
+    folder = Path(folder)
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.nwb"))
+    if not files:
+        raise RecordingError(f"`--nwb-dir` must hold NWB files, got none in '{folder}'. Check the name.")
+    return files
 
 
 class _SplitWriter:

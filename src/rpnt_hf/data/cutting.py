@@ -188,7 +188,7 @@ class PreparedRecording:
                 self._trial(
                     index, interval.start_time, first, stop, row_start, first_bins[index], stop_bins[index]
                 )
-                for index in here
+                for index in here.tolist()
                 if self.splits[index] == split and first_bins[index] < stop and stop_bins[index] > first
             ]
             target = np.zeros(stop - row_start, dtype=bool)
@@ -204,7 +204,7 @@ class PreparedRecording:
         return bins.astype(np.int64)
 
     def _labels(self, interval: BinnedInterval, split_of_bin: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-        """Labels of all bins; NaN in excluded trials, and where the lagged bin lies in another row or outside."""
+        """Labels of all bins; NaN in excluded trials, and where the lagged bin is not in the same row."""
         num_bins, lag = len(interval.counts), self.config.label_lag
         if not self.series:
             return np.empty((num_bins, 0), dtype=np.float32)
