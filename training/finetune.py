@@ -31,6 +31,7 @@ from rpnt_hf.data.rows import row_behavior, scored_bins
 from rpnt_hf.data.windows import WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.decoding import decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, RPNTError
+from rpnt_hf.initialization import from_checkpoint, from_scratch
 from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
 from rpnt_hf.optimization import (
@@ -45,7 +46,7 @@ from rpnt_hf.optimization import (
 )
 from rpnt_hf.processing_rpnt import RPNTProcessor
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -154,14 +155,19 @@ def make_model(
         if options.mode != "full":
             raise ConfigurationError(
                 f"From scratch everything must be trained (`mode` 'full'), got '{options.mode}'. Name a "
-                "checkpoint folder as "
+                "checkpoint as "
                 "`init`."
             )
-        return *make_scratch_model(options, rows, targets), sorted({row["session_id"] for row in rows})
-
-    found = RPNTProcessor.from_rows(rows)
-    processor = RPNTProcessor.from_pretrained(options.init)
-    processor.check_bin_size(found.bin_size, f"'{options.data}'")
+        fields = {**targets, **options.model}
+        model, processor = from_scratch(
+            RPNTForMotorDecoding,
+            options.preset,
+            fields,
+            rows,
+            window_bins=options.window_bins,
+            num_slots=options.num_slots,
+        )
+        return model, processor, sorted(processor.sessions)
     config = RPNTConfig.from_pretrained(options.init)
     is_decoder = "RPNTForMotorDecoding" in (config.architectures or [])
     if is_decoder:
@@ -177,43 +183,8 @@ def make_model(
             f"Mode 'units' must start from a checkpoint with a decoding head, got {config.architectures} in "
             f"'{options.init}'. Finetune it in mode 'full' on other sessions first."
         )
-    for name, value in {**targets, **options.model}.items():
-        if name not in {known.name for known in dataclasses.fields(RPNTConfig)}:
-            raise ConfigurationError(f"`model` must name fields of RPNTConfig, got `{name}`.")
-        setattr(config, name, value)
-    config.validate_architecture()
-    model = RPNTForMotorDecoding.from_pretrained(options.init, config=config)
-    unknown = (
-        set() if processor.unit_embedding == "slots" else found.sessions.keys() - processor.sessions.keys()
-    )
-    new_sessions = sorted(unknown)
-    for session_id in new_sessions:
-        processor.add_session(session_id, found.sessions[session_id])
-    if new_sessions:
-        model.resize_unit_vocabulary(processor.num_units)
-    processor.behavior_names, processor.behavior_units = config.target_names, config.target_units
-    processor.window_bins = options.window_bins
-    return model, processor, new_sessions
-
-
-def make_scratch_model(
-    options: FinetuneOptions, rows: Rows, targets: dict[str, Any]
-) -> tuple[RPNTForMotorDecoding, RPNTProcessor]:
-    """Makes a model and its processor out of a preset and the rows."""
-    shape = RPNTConfig.preset(options.preset, **options.model)
-    processor = RPNTProcessor.from_rows(
-        rows,
-        metadata_axes=shape.metadata_axes,
-        window_bins=options.window_bins,
-        unit_embedding=shape.unit_embedding,
-        num_slots=options.num_slots,
-        behavior_names=targets["target_names"],
-        behavior_units=targets["target_units"],
-    )
-    config = RPNTConfig.preset(
-        options.preset, **{**targets, **options.model, "num_units": processor.num_units}
-    )
-    return RPNTForMotorDecoding(config), processor
+    fields = {**targets, **options.model}
+    return from_checkpoint(RPNTForMotorDecoding, options.init, fields, rows, window_bins=options.window_bins)
 
 
 def freeze(
@@ -417,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger(__name__).setLevel(logging.INFO)
     try:
         main()
     except RPNTError as error:

@@ -39,6 +39,7 @@ class TrainingProgress:
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
+        self.losses: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Gives everything as a dictionary, for Accelerate."""

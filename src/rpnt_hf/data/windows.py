@@ -292,6 +292,9 @@ class WindowCollator:
             Mean share of units that a window loses, in [0, 0.5]; its share is uniform from 0 to twice that.
         metadata_dropout (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window loses a metadata axis (site axes go together).
+        mean_counts (`dict[str, np.ndarray]`, *optional*):
+            Mean count of each unit by session, as from `loading.unit_means`; laid out like the counts and
+            handed on as `mean_counts`, for the null model of bits per spike.
         sample_units (`bool`, *optional*, defaults to `True`):
             With slots: whether units are sampled at random, or at even spacing.
 
@@ -308,6 +311,7 @@ class WindowCollator:
         masking: MaskingConfig | None = None,
         unit_dropout: float = 0.0,
         metadata_dropout: float = 0.0,
+        mean_counts: Mapping[str, NDArray[np.float64]] | None = None,
         sample_units: bool = True,
     ) -> None:
         if not 0 <= unit_dropout <= 0.5 or not 0 <= metadata_dropout <= 1:
@@ -319,6 +323,7 @@ class WindowCollator:
         self.masking = masking
         self.unit_dropout = unit_dropout
         self.metadata_dropout = metadata_dropout
+        self.mean_counts = mean_counts
         self.sample_units = sample_units and processor.unit_embedding == "slots"
         self._unit_sites = [np.asarray(row["unit_sites"]) for row in rows]
         self._num_sites = [len(row["site_ids"]) for row in rows]
@@ -396,6 +401,12 @@ class WindowCollator:
             dropped = rng.random(self._num_axis_groups) < self.metadata_dropout
             metadata[b, :, dropped[self._axis_groups]] = np.nan
         arrays["metadata"] = metadata
+        if self.mean_counts is not None:
+            arrays["mean_counts"] = np.zeros(index.shape, dtype=np.float32)
+            for b, (sample, layout) in enumerate(zip(samples, layouts, strict=True)):
+                num_sites, num_units = layout[0].shape
+                means = self.mean_counts[self._sessions[sample.row]]
+                arrays["mean_counts"][b, :num_sites, :num_units] = means[layout[0]] * layout[2]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _layout(

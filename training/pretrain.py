@@ -1,0 +1,337 @@
+"""Pretrains RPNT on spike counts without labels: hidden counts are reconstructed, sites are told apart.
+
+    accelerate launch training/pretrain.py --config training/configs/tiny_pretrain.yaml --data DIR
+    --output_dir DIR
+
+What is saved at the end are the weights that were best on validation.
+"""
+
+import dataclasses
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from rpnt_hf.checkpoints import RunFolder, TrainingProgress
+from rpnt_hf.data.loading import load_rows, select_sessions, unit_means, view_rows
+from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
+from rpnt_hf.errors import RPNTError
+from rpnt_hf.initialization import from_checkpoint, from_scratch
+from rpnt_hf.modeling_rpnt import RPNTForPreTraining
+from rpnt_hf.optimization import (
+    OptimizerConfig,
+    average_weights,
+    check_range,
+    make_optimizer,
+    make_schedule,
+    parse_options,
+)
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class PretrainOptions:
+    """Options of a pretraining run.
+
+    Args:
+        data: Folder that `rpnt build` wrote, or a dataset on the Hub.
+        output_dir: New folder for the model, its results and its checkpoints.
+        dataset_config: Part of the corpus; empty where there is only one.
+        exclude_sessions: Sessions to leave out, such as those that are finetuned on later.
+        init: "scratch", or the folder of a checkpoint to go on from.
+        preset: Preset of the network, from scratch.
+        model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
+        (dropout). num_slots: Slots per site, where the network has `unit_embedding` "slots".
+        window_bins: Length of windows, in bins.
+        masking: How counts are hidden.
+        unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
+        metadata_dropout: Probability in [0, 1] that a training window loses a metadata axis.
+        batch_size: Windows per batch and process, at least 2: they come in pairs of a session.
+        accumulation_steps: Batches per optimiser step.
+        epochs: Passes over the training rows.
+        optimizer: Optimiser, schedule and weight averaging.
+        validate_every: Optimiser steps between validations; there is always one at the end.
+        checkpoint_every: Optimiser steps between checkpoints; there is always one at the end.
+        keep_checkpoints: Checkpoints that are kept.
+        resume: Go on from the last finished checkpoint in `output_dir`.
+        mixed_precision: "no" or "bf16".
+        tensorboard: Write curves for tensorboard under `output_dir`.
+        seed: Seed of everything random.
+        cpu: Train on the CPU even where there is an accelerator.
+    """
+
+    data: str
+    output_dir: str
+    dataset_config: str | None = None
+    exclude_sessions: list[str] = field(default_factory=list)
+    init: str = "scratch"
+    preset: str = "tiny"
+    model: dict[str, Any] = field(default_factory=dict)
+    num_slots: int | None = None
+    window_bins: int = 100
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    unit_dropout: float = 0.0
+    metadata_dropout: float = 0.1
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    epochs: int = 50
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    resume: bool = False
+    mixed_precision: Literal["no", "bf16"] = "no"
+    tensorboard: bool = False
+    seed: int = 0
+    cpu: bool = False
+
+
+def likelihood_sums(log_rates: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Sums log-likelihoods of model and null, spikes and entries over the hidden counts of a batch.
+
+    Args:
+        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log of the expected count per
+            bin.
+        batch (`Mapping[str, torch.Tensor]`): Model input with `mean_counts`, the null model.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(4,)`: Nats (without `log(y!)`), nats, spikes, entries.
+    """
+    hidden = batch["masked_bins"][..., None] | batch["masked_units"][..., None, :]
+    hidden &= batch["bin_mask"][..., None] & batch["unit_mask"][..., None, :]
+    counts = batch["spike_counts"][hidden].double()
+    rates = log_rates[hidden].double()
+    # A unit that is silent in training would make one spike infinitely unlikely.
+    null = batch["mean_counts"][..., None, :].expand_as(log_rates)[hidden].double().clamp_min(1e-4).log()
+    likelihoods = [(counts * rate - rate.exp()).sum() for rate in (rates, null)]
+    return torch.stack([*likelihoods, counts.sum(), hidden.sum().double()])
+
+
+@torch.no_grad()
+def validate(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Sequence[Sequence[Any]],
+    windows: WindowDataset,
+    collator: WindowCollator,
+) -> dict[str, float]:
+    """Scores a model on fixed windows under fixed masks, shared out over the processes.
+
+    Returns:
+        `dict`: `poisson_loss` (nats per hidden entry), `contrastive_loss`, `bits_per_spike` over the null
+        model.
+    """
+    model.eval()
+    sums = torch.zeros(5, dtype=torch.float64)
+    for first in range(0, len(batches), accelerator.num_processes):
+        # Losses gather over processes, so all take part in each round; a surplus batch does not count.
+        index = first + accelerator.process_index
+        mine = batches[index % len(batches)]
+        batch = {
+            name: value.to(accelerator.device) for name, value in collator([windows[w] for w in mine]).items()
+        }
+        outputs = model(**{name: value for name, value in batch.items() if name != "mean_counts"})
+        if index < len(batches):
+            sums[:4] += likelihood_sums(outputs.log_rates.float(), batch).cpu()
+            sums[4] += float(outputs.contrastive_loss)
+    own = sums.to(accelerator.device, torch.float32 if accelerator.device.type == "mps" else torch.float64)
+    model_nats, null_nats, spikes, entries, contrast = accelerator.reduce(own, "sum").tolist()
+    return {
+        "poisson_loss": -model_nats / max(entries, 1.0),
+        "contrastive_loss": contrast / len(batches),
+        "bits_per_spike": (model_nats - null_nats) / (max(spikes, 1.0) * math.log(2)),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs a pretraining.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Options as on the command line; None takes those of the process.
+
+    Returns:
+        `dict`: What `results.json` holds: metrics on validation, sessions, parameters, speed.
+
+    Raises:
+        RPNTError: An option, the data or the checkpoint is not what it must be.
+    """
+    options = parse_options(PretrainOptions, argv, description=(__doc__ or "").split("\n", 1)[0])
+    for name in ("epochs", "accumulation_steps", "validate_every", "checkpoint_every"):
+        check_range(name, getattr(options, name), getattr(options, name) >= 1, "1 or more")
+    settings = dataclasses.asdict(options)
+    for name in ("resume", "output_dir"):
+        settings.pop(name)
+    folder = RunFolder(options.output_dir, settings, options.resume, options.keep_checkpoints)
+    accelerator = Accelerator(
+        cpu=options.cpu,
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.accumulation_steps,
+        log_with="tensorboard" if options.tensorboard else None,
+        project_dir=options.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    set_seed(options.seed)
+    train, held_out = (
+        select_sessions(
+            view_rows(load_rows(options.data, options.dataset_config, split)),
+            exclude=options.exclude_sessions,
+        )
+        for split in ("train", "validation")
+    )
+    rows, size = [*train, *held_out], options.window_bins
+    if options.init == "scratch":
+        model, processor = from_scratch(
+            RPNTForPreTraining,
+            options.preset,
+            options.model,
+            rows,
+            window_bins=size,
+            num_slots=options.num_slots,
+        )
+    else:
+        model, processor, _ = from_checkpoint(
+            RPNTForPreTraining, options.init, options.model, rows, window_bins=size
+        )
+
+    sampler = WindowSampler(train, size, options.batch_size, seed=options.seed, pairs=True)
+    collator = WindowCollator(
+        train,
+        processor,
+        masking=options.masking,
+        unit_dropout=options.unit_dropout,
+        metadata_dropout=options.metadata_dropout,
+    )
+    # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.
+    loader = DataLoader(
+        WindowDataset(train), batch_sampler=sampler, collate_fn=collator, generator=torch.Generator()
+    )
+    fixed = WindowSampler(
+        held_out, size, options.batch_size, seed=options.seed, pairs=True, training=False
+    ).batches(0)
+    judge = (
+        fixed,
+        WindowDataset(held_out),
+        WindowCollator(
+            held_out, processor, masking=options.masking, mean_counts=unit_means(train), sample_units=False
+        ),
+    )
+    num_steps = sum(
+        math.ceil(len(sampler.batches(epoch)) / accelerator.num_processes / options.accumulation_steps)
+        for epoch in range(options.epochs)
+    )
+    optimizer = make_optimizer(model, options.optimizer)
+    schedule = make_schedule(optimizer, options.optimizer, num_steps)
+    averaged = average_weights(model.to(accelerator.device), options.optimizer)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    plain = accelerator.unwrap_model(model)
+    progress = TrainingProgress()
+    resumable = [item for item in (schedule, averaged, progress) if item is not None]
+    accelerator.register_for_checkpointing(*resumable)
+    if accelerator.is_main_process:
+        folder.open()
+    accelerator.wait_for_everyone()
+    if options.resume:
+        logger.info("resumed from %s", folder.load_last_checkpoint(accelerator))
+    if options.tensorboard:
+        accelerator.init_trackers("tensorboard")
+
+    bar = tqdm(total=num_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    began, bins = time.perf_counter(), 0
+    while progress.epoch < options.epochs:
+        sampler.set_epoch(progress.epoch)
+        sampler.start_at(progress.batch * accelerator.num_processes)
+        loader.set_epoch(progress.epoch)
+        for batch in loader:
+            model.train()
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), options.optimizer.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            progress.batch += 1
+            progress.losses.append(float(accelerator.reduce(loss.detach(), "mean")))
+            bins += int(batch["bin_mask"].any(dim=1).sum())
+            if not accelerator.sync_gradients:
+                continue
+            schedule.step()
+            if averaged is not None:
+                averaged.update_parameters(plain)
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
+            is_last = progress.step == num_steps
+            if is_last or progress.step % options.validate_every == 0:
+                entry = {
+                    "epoch": progress.epoch,
+                    "step": progress.step,
+                    "loss": float(np.mean(progress.losses)),
+                    "learning_rate": schedule.get_last_lr()[0],
+                    "bins_per_second": bins * accelerator.num_processes / (time.perf_counter() - began),
+                }
+                judged = plain if averaged is None else averaged.module
+                metrics = validate(accelerator, judged, *judge)
+                entry |= {f"validation_{name}": value for name, value in metrics.items()}
+                if progress.best is None or metrics["bits_per_spike"] > progress.best["bits_per_spike"]:
+                    progress.best = {**metrics, "step": progress.step}
+                    progress.best_weights = {
+                        name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
+                    }
+                progress.history.append(entry)
+                accelerator.log(entry, step=progress.step)
+                logger.info(
+                    "step %d  loss %.4f  bits/spike %.4f  learning rate %.2e  %.0f bins/s",
+                    *(entry[name] for name in ("step", "loss", "validation_bits_per_spike", "learning_rate")),
+                    entry["bins_per_second"],
+                )
+                progress.losses = []
+                began, bins = time.perf_counter(), 0
+            if is_last or progress.step % options.checkpoint_every == 0:
+                folder.save_checkpoint(accelerator, progress.step)
+                if accelerator.is_main_process:
+                    folder.write_json("history.json", progress.history)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+    bar.close()
+
+    assert progress.best is not None and progress.best_weights is not None
+    plain.load_state_dict(progress.best_weights)
+    results = {
+        "validation": progress.best,
+        "sessions": sorted({row["session_id"] for row in train}),
+        "init": options.init,
+        "seed": options.seed,
+        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
+        "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
+    }
+    if accelerator.is_main_process:
+        plain.save_pretrained(folder.path)
+        processor.save_pretrained(folder.path)
+        folder.write_json("history.json", progress.history)
+        folder.write_json("results.json", results)
+    accelerator.wait_for_everyone()
+    logger.info("best validation: %.4f bits per spike", progress.best["bits_per_spike"])
+    accelerator.end_training()
+    return results
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger(__name__).setLevel(logging.INFO)
+    try:
+        main()
+    except RPNTError as error:
+        sys.exit(f"error: {error}")
