@@ -125,6 +125,13 @@ def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
         )
         for split in ("train", "validation", "test")
     }
+    for split in ("validation", "test"):
+        if not any(scored_bins(row).any() for row in splits[split]):
+            raise DatasetError(
+                f"Split '{split}' of '{options.data}' must have scored bins, got none. Build the dataset "
+                "with "
+                "behaviour and larger `proportions`."
+            )
     splits["train"], num_trials = select_trials(
         splits["train"], options.training_trials, options.training_fraction, options.seed
     )
@@ -346,7 +353,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             judged = plain if averaged is None else averaged.module
             metrics = score(accelerator, judged, processor, splits["validation"], options.batch_size)
             entry |= {f"validation_{name}": value for name, value in metrics.items()}
-            if progress.best is None or metrics["r2"] > progress.best["r2"]:
+            rank = -math.inf if metrics["r2"] is None else metrics["r2"]  # None: a constant target
+            if progress.best is None or rank > progress.best_rank:
+                progress.best_rank = rank
                 progress.best = {**metrics, "epoch": progress.epoch, "step": progress.step}
                 progress.best_weights = {
                     name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
@@ -354,6 +363,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         progress.history.append(entry)
         shown = {name: value for name, value in entry.items() if isinstance(value, float)}
         accelerator.log(shown, step=progress.step)
+        if "validation_r2" in entry:
+            logger.info(
+                "epoch %d  loss %.4f  R2 %s  learning rate %.2e  %.0f bins/s",
+                *(
+                    entry[name]
+                    for name in ("epoch", "loss", "validation_r2", "learning_rate", "bins_per_second")
+                ),
+            )
         bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if name != "learning_rate"})
         if progress.epoch % options.checkpoint_every == 0 or is_last:
             folder.save_checkpoint(accelerator, progress.step)
@@ -381,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)
     accelerator.wait_for_everyone()
-    logger.info("test R2 %.4f, validation R2 %.4f", test["r2"], progress.best["r2"])
+    logger.info("test R2 %s, validation R2 %s", test["r2"], progress.best["r2"])
     accelerator.end_training()
     return results
 

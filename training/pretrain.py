@@ -112,11 +112,13 @@ def likelihood_sums(log_rates: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """
     hidden = batch["masked_bins"][..., None] | batch["masked_units"][..., None, :]
     hidden &= batch["bin_mask"][..., None] & batch["unit_mask"][..., None, :]
+    # A unit that is silent in training would make one spike infinitely unlikely: it is left out.
+    null = batch["mean_counts"][..., None, :].expand_as(log_rates)
+    hidden &= null > 0
     counts = batch["spike_counts"][hidden].double()
     rates = log_rates[hidden].double()
-    # A unit that is silent in training would make one spike infinitely unlikely.
-    null = batch["mean_counts"][..., None, :].expand_as(log_rates)[hidden].double().clamp_min(1e-4).log()
-    likelihoods = [(counts * rate - rate.exp()).sum() for rate in (rates, null)]
+    null_rates = null[hidden].double().log()
+    likelihoods = [(counts * rate - rate.exp()).sum() for rate in (rates, null_rates)]
     return torch.stack([*likelihoods, counts.sum(), hidden.sum().double()])
 
 
@@ -286,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 judged = plain if averaged is None else averaged.module
                 metrics = validate(accelerator, judged, *judge)
                 entry |= {f"validation_{name}": value for name, value in metrics.items()}
-                if progress.best is None or metrics["bits_per_spike"] > progress.best["bits_per_spike"]:
+                if progress.best is None or metrics["bits_per_spike"] > progress.best_rank:
+                    progress.best_rank = metrics["bits_per_spike"]
                     progress.best = {**metrics, "step": progress.step}
                     progress.best_weights = {
                         name: value.detach().cpu().clone() for name, value in judged.state_dict().items()

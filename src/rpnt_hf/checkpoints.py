@@ -6,6 +6,7 @@ finished. Not here: what a run trains (`training/`).
 
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -36,6 +37,7 @@ class TrainingProgress:
         self.epoch = 0
         self.batch = 0
         self.step = 0
+        self.best_rank = -math.inf
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
