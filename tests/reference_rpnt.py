@@ -1,4 +1,4 @@
-"""RPNT attention as loops over bins and taps: slow, and plain enough to be checked against DESIGN 2.3 by eye."""
+"""RPNT attention as loops over bins and taps, to be checked against DESIGN 2.3 by eye."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rpnt_hf.modeling_rpnt import RPNTTemporalAttention
+from rpnt_hf.attention_rpnt import RPNTTemporalAttention
 
 
 def reference_kernel(module: RPNTTemporalAttention, x_TD: Tensor, recorded: list[bool]) -> Tensor:

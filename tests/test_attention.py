@@ -1,4 +1,4 @@
-"""Fused attention against the loops of `reference_rpnt.py`, and the properties of the rotary metadata axes."""
+"""Fused attention against the loops of `reference_rpnt.py`, and properties of the rotary axes."""
 
 import math
 
@@ -7,9 +7,16 @@ import torch
 from reference_rpnt import reference_temporal_attention
 
 from rpnt_hf import attention_rpnt
-from rpnt_hf.attention_rpnt import RPNTRotaryEmbedding, causal_attention, rotate, windowed_sum
+from rpnt_hf.attention_rpnt import (
+    RPNTRotaryEmbedding,
+    RPNTSpatialAttention,
+    RPNTTemporalAttention,
+    causal_attention,
+    rotate,
+    windowed_sum,
+)
 from rpnt_hf.configuration_rpnt import MRoPEAxisConfig, RPNTConfig
-from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTModel, RPNTSpatialAttention, RPNTTemporalAttention
+from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTModel
 
 CASES = {
     "plain": {"context_attention": {"enabled": False}, "num_anchors": 0, "position_encoding": "rope"},
@@ -76,7 +83,12 @@ def test_fused_attention_equals_the_loop_oracle_in_values_and_gradients(case, bl
     looped = torch.stack(
         [
             reference_temporal_attention(
-                module, x[b, 0], cos[b, 0, 0].double(), sin[b, 0, 0].double(), channels, bin_mask[b, 0].tolist()
+                module,
+                x[b, 0],
+                cos[b, 0, 0].double(),
+                sin[b, 0, 0].double(),
+                channels,
+                bin_mask[b, 0].tolist(),
             )
             for b in range(2)
         ]
@@ -93,10 +105,14 @@ def test_fused_attention_equals_the_loop_oracle_in_values_and_gradients(case, bl
 @pytest.mark.parametrize("window", [None, 7, 40])
 def test_blockwise_attention_passes_the_numerical_gradient_check(window, monkeypatch):
     monkeypatch.setattr(attention_rpnt, "QUERY_BLOCK", 3)
-    query, key, value = (torch.randn(1, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (8, 10, 10))
+    query, key, value = (
+        torch.randn(1, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (8, 10, 10)
+    )
     mask = torch.ones(1, 1, 10, dtype=torch.bool)
     mask[0, 0, 4] = False
-    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, mask, 2, window)[0], (query, key, value))
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: causal_attention(q, k, v, mask, 2, window)[0], (query, key, value)
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 7, 64])
@@ -113,7 +129,9 @@ def test_long_sequences_never_build_a_square_of_scores():
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(t))
+            sizes.extend(
+                t.numel() for t in (out if isinstance(out, tuple | list) else [out]) if torch.is_tensor(t)
+            )
             return out
 
     num_bins, config = 2048, small_config()
@@ -139,7 +157,8 @@ def test_eager_attention_equals_the_default_one():
     assert [tuple(a.shape) for a in eager.spatial_attentions] == [(18, 2, 3, 5)]
 
 
-# --- rotary metadata axes (DESIGN 2.2) ---------------------------------------------------------------------------
+# --- rotary metadata axes (DESIGN 2.2)
+# ---------------------------------------------------------------------------
 
 
 def scores(query, key, cos, sin):

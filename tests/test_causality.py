@@ -1,4 +1,4 @@
-"""What may influence an output: nothing later, nothing hidden, nothing beyond the stated reach, no padding."""
+"""What may influence an output: nothing later, nothing hidden, nothing out of reach, no padding."""
 
 import pytest
 import torch
@@ -117,7 +117,12 @@ def test_padding_units_bins_or_sites_does_not_change_real_outputs(switch):
     bin_mask = torch.ones(2, 2, BINS, dtype=torch.bool)
     metadata = torch.rand(2, 2, 6)
     before = outputs_of(
-        model, spike_counts=counts, unit_ids=unit_ids, unit_mask=unit_mask, bin_mask=bin_mask, metadata=metadata
+        model,
+        spike_counts=counts,
+        unit_ids=unit_ids,
+        unit_mask=unit_mask,
+        bin_mask=bin_mask,
+        metadata=metadata,
     )
 
     def pad(tensor, dim, count, value):

@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from rpnt_hf import ContextAttentionConfig, MRoPEAxisConfig, RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining
+from rpnt_hf import (
+    ContextAttentionConfig,
+    MRoPEAxisConfig,
+    RPNTConfig,
+    RPNTForMotorDecoding,
+    RPNTForPreTraining,
+)
 from rpnt_hf.errors import ConfigurationError
 
 
@@ -17,13 +23,13 @@ def test_a_configuration_survives_saving(preset, tmp_path):
 
 
 def test_an_unknown_key_is_refused_with_the_closest_match_named():
-    with pytest.raises(ConfigurationError, match="`hidden_siz`. Did you mean `hidden_size`"):
+    with pytest.raises(ConfigurationError, match=r"`hidden_siz`. Did you mean `hidden_size`"):
         RPNTConfig(hidden_siz=64)
-    with pytest.raises(ConfigurationError, match="`num_pair`. Did you mean `num_pairs`"):
+    with pytest.raises(ConfigurationError, match=r"`num_pair`. Did you mean `num_pairs`"):
         RPNTConfig(mrope_axes=[{"name": "time", "num_pair": 8}])
-    with pytest.raises(ConfigurationError, match="`kernel_sizes`. Did you mean `kernel_size`"):
+    with pytest.raises(ConfigurationError, match=r"`kernel_sizes`. Did you mean `kernel_size`"):
         RPNTConfig(context_attention={"kernel_sizes": (3, 3)})
-    with pytest.raises(ConfigurationError, match="'tyny'.*`tiny`"):
+    with pytest.raises(ConfigurationError, match=r"'tyny'.*`tiny`"):
         RPNTConfig.preset("tyny")
 
 
@@ -60,15 +66,23 @@ def test_a_field_of_the_wrong_type_is_refused():
 
 def test_default_axes_give_half_of_the_pairs_to_time_and_fit_every_head_size():
     for hidden_size in (2, 6, 16, 32, 64, 256):
-        config = RPNTConfig(hidden_size=hidden_size, num_attention_heads=1, context_attention={"enabled": False})
+        config = RPNTConfig(
+            hidden_size=hidden_size, num_attention_heads=1, context_attention={"enabled": False}
+        )
         pairs = {axis.name: axis.num_pairs for axis in config.mrope_axes}
         assert sum(pairs.values()) <= hidden_size // 2 <= 2 * pairs["time"]
 
 
 def test_tables_of_pairs_in_the_docstring_are_those_of_the_presets():
-    rows = [line.split("|")[1:-1] for line in RPNTConfig.preset.__doc__.splitlines() if line.strip().startswith('| "')]
+    rows = [
+        line.split("|")[1:-1]
+        for line in RPNTConfig.preset.__doc__.splitlines()
+        if line.strip().startswith('| "')
+    ]
     assert len(rows) == 3
-    for name, _, pairs, time, sites, subject, day, task, rest in ([cell.strip() for cell in row] for row in rows):
+    for name, _, pairs, time, sites, subject, day, task, rest in (
+        [cell.strip() for cell in row] for row in rows
+    ):
         config = RPNTConfig.preset(name.strip('"'))
         have = {axis.name: axis.num_pairs for axis in config.mrope_axes}
         stated = [time, *sites.split(", "), subject, day, task]
@@ -79,9 +93,11 @@ def test_tables_of_pairs_in_the_docstring_are_those_of_the_presets():
 
 
 CHANGES = {
-    "num_units": 12, "unit_embedding": "slots", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_units": 12, "unit_embedding": "slots", "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 1,
     "num_spatial_layers": 1, "num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 0.5,
-    "initializer_range": 0.1, "stem_kernel": 1, "position_encoding": "none", "num_anchors": 1, "attention_window": 2,
+    "initializer_range": 0.1, "stem_kernel": 1, "position_encoding": "none", "num_anchors": 1,
+    "attention_window": 2,
     "context_attention": ContextAttentionConfig(enabled=False), "num_targets": 3, "predict_variance": True,
     "mrope_axes": [MRoPEAxisConfig("time", 10)], "contrastive_weight": 0.9, "contrastive_temperature": 0.7,
     "projection_size": 5, "max_bins": 9, "label_mean": [5.0, 6.0], "label_std": [5.0, 6.0],

@@ -50,7 +50,9 @@ def main_output(outputs):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("overrides", [{}, {"unit_embedding": "slots"}, {"position_encoding": "learned"}], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [{}, {"unit_embedding": "slots"}, {"position_encoding": "learned"}], ids=str
+)
 def test_saving_and_loading_is_bit_equal_and_works_twice_in_one_process(cls, overrides, tmp_path):
     model, inputs = make(cls, **overrides), make_inputs()
     model.save_pretrained(tmp_path)
@@ -106,7 +108,9 @@ def test_every_parameter_is_initialised_and_used(cls):
         loss = model(**inputs, labels=torch.tensor([0, 1, 1, -100])).loss
     loss.backward()
     unused = {name for name, p in model.named_parameters() if p.grad is None}
-    masked_only = {"model.embeddings.mask_embedding"} if "masked_bins" not in inputs and cls in CLASSES[2:] else set()
+    masked_only = (
+        {"model.embeddings.mask_embedding"} if "masked_bins" not in inputs and cls in CLASSES[2:] else set()
+    )
     assert unused <= masked_only
 
 
@@ -183,7 +187,9 @@ def test_bf16_autocast_works_over_several_blocks():
 def test_the_step_compiles_as_one_graph():
     model, inputs = make(), make_inputs()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(**inputs).predictions, model(**inputs).predictions, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        compiled(**inputs).predictions, model(**inputs).predictions, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_labels_are_physical_and_the_network_sees_them_normalised():
@@ -214,10 +220,12 @@ def test_new_units_get_rows_and_old_rows_stay(tmp_path):
     assert weight.shape == (20, 64) and torch.equal(weight[:12], before) and model.config.num_units == 20
     assert weight[12:].std() > 0 and weight.requires_grad
     model.save_pretrained(tmp_path)
-    assert torch.equal(RPNTForMotorDecoding.from_pretrained(tmp_path).model.embeddings.unit_embedding.weight, weight)
+    assert torch.equal(
+        RPNTForMotorDecoding.from_pretrained(tmp_path).model.embeddings.unit_embedding.weight, weight
+    )
     with pytest.raises(ConfigurationError, match="at least the 20 rows"):
         model.resize_unit_vocabulary(19)
-    with pytest.raises(ConfigurationError, match="'vocabulary'.*'slots'"):
+    with pytest.raises(ConfigurationError, match=r"'vocabulary'.*'slots'"):
         make(unit_embedding="slots").resize_unit_vocabulary(20)
 
 
@@ -225,13 +233,19 @@ def test_new_units_get_rows_and_old_rows_stay(tmp_path):
     ("change", "message"),
     [
         ({"spike_counts": torch.ones(9, 6)}, r"\(batch, sites, bins, units\), got \(9, 6\)"),
-        ({"bin_mask": torch.ones(3, 2, 8).bool()}, r"`bin_mask` must have shape \(3, 2, 9\), got \(3, 2, 8\)"),
+        (
+            {"bin_mask": torch.ones(3, 2, 8).bool()},
+            r"`bin_mask` must have shape \(3, 2, 9\), got \(3, 2, 8\)",
+        ),
         ({"metadata": torch.ones(3, 2, 5)}, r"`metadata` must have shape \(3, 2, 6\)"),
         ({"unit_ids": torch.ones(3, 2, 5).long()}, r"`unit_ids` must have shape \(3, 2, 6\)"),
         ({"unit_mask": torch.ones(3, 6).bool()}, r"`unit_mask` must have shape \(3, 2, 6\)"),
         ({"spike_counts": torch.ones(3, 2, 9, 7)}, "at most 12 units .*with 14"),
         ({"labels": torch.ones(3, 9, 3)}, r"`labels` must have shape \(3, 9, 2\)"),
-        ({"label_mask": torch.ones(3, 9, 2).bool(), "labels": torch.ones(3, 9, 2)}, "`label_mask` must have shape"),
+        (
+            {"label_mask": torch.ones(3, 9, 2).bool(), "labels": torch.ones(3, 9, 2)},
+            "`label_mask` must have shape",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

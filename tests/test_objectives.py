@@ -35,9 +35,13 @@ def test_a_single_bin_or_unit_is_never_hidden():
 
 def test_whole_sites_are_hidden_at_the_asked_rate_and_one_always_stays():
     generator = np.random.default_rng(1)
-    whole = np.array([draw_masks(generator, 4, 20, 5, site_mask_probability=0.3)[0].all(1) for _ in range(3000)])
+    whole = np.array(
+        [draw_masks(generator, 4, 20, 5, site_mask_probability=0.3)[0].all(1) for _ in range(3000)]
+    )
     assert abs(whole.mean() - 0.3) < 0.02
-    whole = np.array([draw_masks(generator, 4, 20, 5, site_mask_probability=1.0)[0].all(1) for _ in range(50)])
+    whole = np.array(
+        [draw_masks(generator, 4, 20, 5, site_mask_probability=1.0)[0].all(1) for _ in range(50)]
+    )
     assert (whole.sum(1) == 3).all()
     assert not draw_masks(generator, 1, 20, 5, site_mask_probability=1.0)[0].all()
 
@@ -110,7 +114,11 @@ def test_variance_loss_is_least_at_the_true_variance():
     scored = torch.ones(1, 20_000, dtype=torch.bool)
     losses = {
         std: behavior_loss(
-            torch.zeros_like(labels), labels, scored, torch.tensor([7.0]), torch.full_like(labels, 2 * math.log(std))
+            torch.zeros_like(labels),
+            labels,
+            scored,
+            torch.tensor([7.0]),
+            torch.full_like(labels, 2 * math.log(std)),
         ).item()
         for std in (2.0, 2.7, 3.0, 3.3, 4.0)
     }

@@ -1,17 +1,19 @@
 """Positions and attention of RPNT: rotary metadata axes, causal context kernels, and the attention they feed.
 
-Pure functions and small modules on tensors; how layers are stacked is in `modeling_rpnt.py`.
+Functions and modules on tensors; how layers are stacked is in `modeling_rpnt.py`.
 
 Legend: `B` batch, `S` sites, `T` bins, `H` heads, `d` head size, `P` = d/2 rotation pairs, `A` anchors,
 `Kq`, `Kk` kernel taps over queries and keys, `E` = Kk * d width of fused queries and keys.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_rpnt import SITE_AXES, RPNTConfig
 
@@ -21,10 +23,10 @@ QUERY_BLOCK = 128  # queries per block of the blockwise attention; longer sequen
 class RPNTRotaryEmbedding(nn.Module):
     """Turns bins and metadata into the cosines and sines that rotate queries and keys (DESIGN 2.2).
 
-    The paper gives every token of a window the same coordinates, so its rotations cancel. Here the rotation pairs of
-    a head are divided over the axes, time differs between bins, sites differ in the spatial stage, and what is
-    constant in a window acts through anchors, which stay at the origin. It has no buffers: frequencies are made from
-    the configuration at each call, so nothing can be lost when weights are loaded.
+    The paper gives every token of a window the same coordinates, so its rotations cancel. Here the rotation
+    pairs of a head are divided over the axes, time differs between bins, sites differ in the spatial stage,
+    and what is constant in a window acts through anchors, which stay at the origin. It has no buffers:
+    frequencies are made from the configuration at each call, so nothing can be lost when weights are loaded.
     """
 
     def __init__(self, config: RPNTConfig) -> None:
@@ -37,8 +39,10 @@ class RPNTRotaryEmbedding(nn.Module):
         self.site_columns = [names.index(name) for name in SITE_AXES if name in names]
 
     def _angles(self, coordinates: Tensor, axis: Any) -> Tensor:
-        """(...) -> (..., num_pairs) in float64, reduced modulo a circle: fp32 is off by 5e-3 after 2.5 h of bins."""
-        exponents = torch.arange(axis.num_pairs, dtype=torch.float64, device=coordinates.device) / max(axis.num_pairs, 1)
+        """(...) -> (..., num_pairs), float64 modulo a circle: fp32 is off by 5e-3 after 2.5 h of bins."""
+        exponents = torch.arange(axis.num_pairs, dtype=torch.float64, device=coordinates.device) / max(
+            axis.num_pairs, 1
+        )
         return torch.remainder(coordinates[..., None] * axis.scale * axis.theta**-exponents, 2 * math.pi)
 
     def _metadata_pairs(self, metadata_BSA: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -69,8 +73,8 @@ class RPNTRotaryEmbedding(nn.Module):
             first_bin (`int`, *optional*, defaults to 0): Time coordinate of the first bin.
 
         Returns:
-            Two `(cos, sin)` pairs, fp32: temporal `(batch, sites, 1, bins, P)` and spatial `(batch, 1, sites, P)`, with
-            dimensions of size 1 where nothing differs.
+            Two `(cos, sin)` pairs, fp32: temporal `(batch, sites, 1, bins, P)` and spatial `(batch, 1, sites,
+            P)`, with dimensions of size 1 where nothing differs.
         """
         bins = torch.arange(first_bin, first_bin + num_bins, dtype=torch.float64, device=device)
         num_axes = len(self.axes) - 1
@@ -82,7 +86,10 @@ class RPNTRotaryEmbedding(nn.Module):
 
         temporal, spatial, used = [], [], 0
         for axis in self.axes:
-            still = (ones.expand(1, 1, 1, axis.num_pairs), torch.zeros_like(ones).expand(1, 1, 1, axis.num_pairs))
+            still = (
+                ones.expand(1, 1, 1, axis.num_pairs),
+                torch.zeros_like(ones).expand(1, 1, 1, axis.num_pairs),
+            )
             if axis.name == "time":
                 angles = self._angles(bins, axis)[None, None]
                 turned = (angles.cos(), angles.sin()) if self.rotates_time else still
@@ -177,7 +184,8 @@ def windowed_sum(terms: Tensor, window: int | None) -> Tensor:
 class RPNTContextKernel(nn.Module):
     """Makes one attention kernel per head and bin from the context up to that bin (DESIGN 2.3).
 
-    The paper pools its context over the whole window, future included; this one is a running softmax-weighted mean.
+    The paper pools its context over the whole window, future included; this one is a running softmax-weighted
+    mean.
     """
 
     def __init__(self, config: RPNTConfig) -> None:
@@ -215,9 +223,9 @@ class RPNTContextKernel(nn.Module):
 
 def fuse_queries(query: Tensor, kernel: Tensor) -> Tensor:
     """`Q'[t] = concat_j sum_i w_t[i, j] q[t - i]`: (B, S, H, T, d) -> (B, S, H, T, Kk * d)."""
-    fused = sum(
-        kernel[..., tap, :, None] * shift_bins(query, tap)[..., None, :] for tap in range(kernel.shape[-2])
-    )
+    fused = kernel[..., 0, :, None] * query[..., None, :]
+    for tap in range(1, kernel.shape[-2]):
+        fused = fused + kernel[..., tap, :, None] * shift_bins(query, tap)[..., None, :]
     return fused.flatten(-2)
 
 
@@ -227,9 +235,15 @@ def fuse_keys(key: Tensor, key_taps: int) -> Tensor:
 
 
 def _allowed_keys(
-    first_query: int, num_queries: int, first_key: int, num_keys: int, num_anchors: int, window: int | None, device: Any
+    first_query: int,
+    num_queries: int,
+    first_key: int,
+    num_keys: int,
+    num_anchors: int,
+    window: int | None,
+    device: Any,
 ) -> Tensor:
-    """(num_queries, num_anchors + num_keys), True where a query bin may look: every anchor, then causal and in window."""
+    """(queries, anchors + keys), True where a query bin may look: at anchors, and back inside the window."""
     queries = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
     keys = torch.arange(first_key, first_key + num_keys, device=device)[None]
     allowed = keys <= queries
@@ -239,16 +253,26 @@ def _allowed_keys(
 
 
 def _block_scores(
-    query: Tensor, key: Tensor, key_mask: Tensor | None, start: int, stop: int, num_anchors: int, window: int | None
+    query: Tensor,
+    key: Tensor,
+    key_mask: Tensor | None,
+    start: int,
+    stop: int,
+    num_anchors: int,
+    window: int | None,
 ) -> tuple[Tensor, slice]:
-    """Masked scores of query bins `start:stop` with the anchors and the bins that they can reach, and the slice of those."""
+    """Masked scores of query bins `start:stop` with anchors and the bins in reach, and the slice of those."""
     first_key = 0 if window is None else max(0, start - window + 1)
     reach = slice(num_anchors + first_key, num_anchors + stop)
     keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
     scores = _at_least_fp32(query[..., start:stop, :] @ keys.transpose(-1, -2))
-    allowed = _allowed_keys(start, stop - start, first_key, stop - first_key, num_anchors, window, query.device)
+    allowed = _allowed_keys(
+        start, stop - start, first_key, stop - first_key, num_anchors, window, query.device
+    )
     if key_mask is not None:
-        allowed = allowed & torch.cat([key_mask[..., :num_anchors], key_mask[..., reach]], dim=-1)[..., None, :]
+        allowed = (
+            allowed & torch.cat([key_mask[..., :num_anchors], key_mask[..., reach]], dim=-1)[..., None, :]
+        )
     # A finite floor keeps rows without any allowed key free of NaN; such rows are bins before the recording.
     return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min / 2), reach
 
@@ -258,7 +282,13 @@ class _BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, num_anchors: int, window: int | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_mask: Tensor | None,
+        num_anchors: int,
+        window: int | None,
     ) -> Tensor:
         outputs, log_sums = [], []
         for start in range(0, query.shape[-2], QUERY_BLOCK):
@@ -277,12 +307,18 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, key_mask, output, log_sums = ctx.saved_tensors
         num_anchors = ctx.num_anchors
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        grad_query, grad_key, grad_value = (
+            torch.empty_like(query),
+            torch.zeros_like(key),
+            torch.zeros_like(value),
+        )
         grad_output = grad_output.to(value.dtype)
         row_sums = (grad_output * output).sum(dim=-1, keepdim=True, dtype=log_sums.dtype)
         for start in range(0, query.shape[-2], QUERY_BLOCK):
             rows = slice(start, min(start + QUERY_BLOCK, query.shape[-2]))
-            scores, reach = _block_scores(query, key, key_mask, rows.start, rows.stop, num_anchors, ctx.window)
+            scores, reach = _block_scores(
+                query, key, key_mask, rows.start, rows.stop, num_anchors, ctx.window
+            )
             weights = (scores - log_sums[..., rows, :]).exp()
             keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
             values = torch.cat([value[..., :num_anchors, :], value[..., reach, :]], dim=-2)
@@ -307,16 +343,18 @@ def causal_attention(
     window: int | None,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attends to anchors and to earlier bins inside the window; never builds a T x T tensor for long sequences.
+    """Attends to anchors and to earlier bins in the window; long sequences never make a T x T tensor.
 
     Args:
-        query (`torch.FloatTensor` of shape `(..., T, E)`): Queries, already divided by the square root of the head size.
+        query (`torch.FloatTensor` of shape `(..., T, E)`): Queries, already divided by the square root of the
+            head size.
         key (`torch.FloatTensor` of shape `(..., A + T, E)`): Keys, anchors leading.
         value (`torch.FloatTensor` of shape `(..., A + T, d)`): Values, anchors leading.
         key_mask (`torch.BoolTensor` of shape `(..., A + T)`, *optional*): True where a key may be attended.
         num_anchors (`int`): Leading keys that every query sees.
         window (`int`, *optional*): Bins that a query sees, its own included; None for all earlier ones.
-        return_weights (`bool`, *optional*, defaults to `False`): Whether to return the weights, in one dense block.
+        return_weights (`bool`, *optional*, defaults to `False`):
+            Whether to return the weights, in one dense block.
 
     Returns:
         `tuple`: output `(..., T, d)` and, where asked, weights `(..., T, A + T)`.
@@ -329,9 +367,137 @@ def causal_attention(
     return weights @ value, weights if return_weights else None
 
 
+class RPNTAttention(nn.Module):
+    """Projections and anchors that both stages share."""
+
+    zero_axes: tuple[str, ...] = ()
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads, self.head_size, self.num_anchors = (
+            config.num_attention_heads, config.head_size, config.num_anchors,
+        )  # fmt: skip
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.num_anchors:
+            self.anchor_keys = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
+            self.anchor_values = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
+
+    def project(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """(B, S, T, D) -> queries, keys and values stacked, (3, B, S, T, H, d); 0 before the recording."""
+        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, self.head_size))
+        if bin_mask is not None:
+            qkv = qkv * bin_mask[..., None, None, None]
+        return qkv.movedim(3, 0)
+
+    def anchors(self, channels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, zero in the channels that this stage must not see, and values; (H, A, d) typed as `like`."""
+        return (self.anchor_keys * channels).to(like.dtype), self.anchor_values.to(like.dtype)
+
+
+class RPNTTemporalAttention(RPNTAttention):
+    """Causal attention over the bins of one site, its scores smoothed by context kernels (DESIGN 2.3)."""
+
+    zero_axes = ("time",)
+
+    def __init__(self, config: RPNTConfig) -> None:
+        super().__init__(config)
+        if config.context_attention.enabled:
+            self.context_kernel = RPNTContextKernel(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        channels: Tensor,
+        bin_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, T, D) -> (B, S, T, D) and, with eager attention, weights (B, S, H, T, A + T)."""
+        query, key, value = self.project(hidden_states, bin_mask).transpose(-3, -2)  # each (B, S, H, T, d)
+        query = rotate(query, *rotation) / math.sqrt(self.head_size)
+        key = rotate(key, *rotation)
+        key_taps = self.config.context_attention.taps[1]
+        if self.config.context_attention.enabled:
+            kernel = self.context_kernel(hidden_states, bin_mask)
+            query, key = fuse_queries(query, kernel), fuse_keys(key, key_taps)
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if self.num_anchors:
+            anchor_key, anchor_value = self.anchors(channels, value)
+            shape = (*value.shape[:2], -1, -1, -1)
+            key = torch.cat([anchor_key.repeat(1, 1, key_taps).expand(shape), key], dim=-2)
+            value = torch.cat([anchor_value.expand(shape), value], dim=-2)
+        key_mask = (
+            None if bin_mask is None else F.pad(bin_mask, (self.num_anchors, 0), value=True)[:, :, None]
+        )
+        output, weights = causal_attention(
+            query,
+            key,
+            value,
+            key_mask,
+            self.num_anchors,
+            self.config.attention_window,
+            return_weights=self.config._attn_implementation == "eager",
+        )
+        return self.o_proj(output.transpose(-3, -2).flatten(-2)), weights
+
+
+def eager_attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Plain attention with weights, the counterpart of transformers' "sdpa" for the spatial stage."""
+    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1).to(value.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class RPNTSpatialAttention(RPNTAttention):
+    """Attention over the sites of one bin, by their displacements; no kernel, since sites have no order."""
+
+    zero_axes = ("time", *SITE_AXES)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        channels: Tensor,
+        bin_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, T, D) -> (B, S, T, D) and, with eager attention, weights (B * T, H, S, A + S)."""
+        B, S, T, _ = hidden_states.shape
+        query, key, value = self.project(hidden_states, bin_mask).permute(
+            0, 1, 3, 4, 2, 5
+        )  # each (B, T, H, S, d)
+        query, key = (rotate(states, *rotation).to(value.dtype).flatten(0, 1) for states in (query, key))
+        value = value.flatten(0, 1)
+        mask = None
+        if bin_mask is not None:
+            mask = F.pad(bin_mask.transpose(1, 2).flatten(0, 1), (self.num_anchors, 0), value=True)[
+                :, None, None
+            ]
+            mask = mask | ~mask.any(
+                dim=-1, keepdim=True
+            )  # a bin without any site: its output is dropped later
+            mask = mask.expand(-1, 1, S, -1)
+        if self.num_anchors:
+            anchor_key, anchor_value = self.anchors(channels, value)
+            key = torch.cat([anchor_key.expand(B * T, -1, -1, -1), key], dim=-2)
+            value = torch.cat([anchor_value.expand(B * T, -1, -1, -1), value], dim=-2)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(self, query, key, value, mask, is_causal=False)
+        return self.o_proj(output.reshape(B, T, S, -1).transpose(1, 2)), weights
+
+
 __all__ = [
+    "RPNTAttention",
     "RPNTContextKernel",
     "RPNTRotaryEmbedding",
+    "RPNTSpatialAttention",
+    "RPNTTemporalAttention",
     "causal_attention",
     "fuse_keys",
     "fuse_queries",

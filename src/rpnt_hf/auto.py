@@ -26,7 +26,7 @@ MODEL_FOR_MOTOR_DECODING_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, Ordere
 class AutoModelForMotorDecoding(_BaseAutoModelClass):
     """Auto class of models that decode behaviour from spike counts."""
 
-    _model_mapping = MODEL_FOR_MOTOR_DECODING_MAPPING
+    _model_mapping = MODEL_FOR_MOTOR_DECODING_MAPPING  # type: ignore[assignment]
 
 
 AutoModelForMotorDecoding = auto_class_update(AutoModelForMotorDecoding, head_doc="motor decoding")  # type: ignore[misc]

@@ -64,7 +64,8 @@ def _parse(value: Any, owner: type) -> Any:
 class MRoPEAxisConfig:
     """One axis of the multi-dimensional rotary embedding (DESIGN 2.2; MRoPE of arXiv:2601.17641).
 
-    Pair `i` of the axis turns by `coordinate * scale * theta ** (-i / num_pairs)` radians, `i = 0 .. num_pairs - 1`.
+    Pair `i` of the axis turns by `coordinate * scale * theta ** (-i / num_pairs)` radians, `i = 0 ..
+    num_pairs - 1`.
 
     Args:
         name (`str`):
@@ -99,7 +100,8 @@ class MRoPEAxisConfig:
             )
         if self.num_pairs < 0 or self.theta <= 0:
             raise ConfigurationError(
-                f"MRoPE axis '{self.name}' needs `num_pairs` >= 0 and `theta` > 0, got num_pairs={self.num_pairs}, "
+                f"MRoPE axis '{self.name}' needs `num_pairs` >= 0 and `theta` > 0, got "
+                f"num_pairs={self.num_pairs}, "
                 f"theta={self.theta}."
             )
 
@@ -130,7 +132,7 @@ class ContextAttentionConfig:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        self.kernel_size = tuple(self.kernel_size)
+        self.kernel_size = tuple(self.kernel_size)  # type: ignore[assignment]  # JSON and YAML give lists
         if len(self.kernel_size) != 2 or min(self.kernel_size) < 1 or self.context_size < 1:
             raise ConfigurationError(
                 "ContextAttentionConfig needs `kernel_size` of two numbers >= 1 and `context_size` >= 1, got "
@@ -166,7 +168,7 @@ class RPNTConfig(PreTrainedConfig):
         num_units (`int`, *optional*, defaults to 96):
             Rows of the unit embedding: units in the vocabulary of all sessions, or slots.
         unit_embedding (`str`, *optional*, defaults to `"vocabulary"`):
-            "vocabulary": one row per unit of each session. "slots": units are sampled or padded into slots (paper).
+            "vocabulary": one row per unit of each session. "slots" (paper): units are sampled or padded.
         hidden_size (`int`, *optional*, defaults to 256):
             Width of a token.
         intermediate_size (`int`, *optional*, defaults to 1024):
@@ -226,7 +228,8 @@ class RPNTConfig(PreTrainedConfig):
 
     Example:
         ```python
-        >>> config = RPNTConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2, intermediate_size=128)
+        >>> config = RPNTConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2,
+        intermediate_size=128)
         >>> config.metadata_axes
         ['site_x', 'site_y', 'site_z', 'subject', 'day', 'task']
         ```
@@ -247,11 +250,11 @@ class RPNTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     stem_kernel: int = 7
     position_encoding: Literal["mrope", "rope", "learned", "sinusoidal", "none"] = "mrope"
-    mrope_axes: list[MRoPEAxisConfig] | list[dict] | None = None
+    mrope_axes: Any = None  # parsed, and checked, by `__post_init__`, as are the kernels below
     num_anchors: int = 4
     max_bins: int = 512
     attention_window: int | None = None
-    context_attention: ContextAttentionConfig | dict | None = None
+    context_attention: Any = None
     num_targets: int = 2
     target_names: list[str] | None = None
     target_units: list[str] | None = None
@@ -289,7 +292,7 @@ class RPNTConfig(PreTrainedConfig):
 
     @property
     def reach(self) -> int | None:
-        """Bins before the current one that can change its output; None without `attention_window` (DESIGN 2.3)."""
+        """Bins before the current one that can change its output; None without a window (DESIGN 2.3)."""
         if self.attention_window is None:
             return None
         query_taps, key_taps = self.context_attention.taps
@@ -309,8 +312,9 @@ class RPNTConfig(PreTrainedConfig):
 
     def _validate_sizes(self) -> None:
         at_least = {
-            "num_units": 1, "hidden_size": 2, "intermediate_size": 1, "num_hidden_layers": 1, "num_spatial_layers": 0,
-            "num_attention_heads": 1, "stem_kernel": 1, "num_anchors": 0, "max_bins": 1, "num_targets": 1,
+            "num_units": 1, "hidden_size": 2, "intermediate_size": 1, "num_hidden_layers": 1,
+            "num_spatial_layers": 0, "num_attention_heads": 1, "stem_kernel": 1,
+            "num_anchors": 0, "max_bins": 1, "num_targets": 1,
             "label_lag": 0, "projection_size": 1, "contrastive_weight": 0,
         }  # fmt: skip
         for name, minimum in at_least.items():
@@ -318,7 +322,8 @@ class RPNTConfig(PreTrainedConfig):
                 raise ConfigurationError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigurationError(
-                "`hidden_size` must be an even multiple of `num_attention_heads` so that head channels form pairs, "
+                "`hidden_size` must be an even multiple of `num_attention_heads` so that head channels form "
+                "pairs, "
                 f"got {self.hidden_size} and {self.num_attention_heads}."
             )
         if not 0 <= self.dropout < 1:
@@ -334,8 +339,10 @@ class RPNTConfig(PreTrainedConfig):
         width = self.context_attention.taps[1] * self.head_size
         if width > 256:
             raise ConfigurationError(
-                "Kernel taps over keys times the head size must be at most 256, the widest that fused attention "
-                f"takes, got {self.context_attention.taps[1]} * {self.head_size} = {width}. Use more heads or fewer taps."
+                "Kernel taps over keys times the head size must be at most 256, the widest that fused "
+                "attention "
+                f"takes, got {self.context_attention.taps[1]} * {self.head_size} = {width}. Use more heads "
+                "or fewer taps."
             )
 
     def _validate_axes(self) -> None:
@@ -346,7 +353,8 @@ class RPNTConfig(PreTrainedConfig):
         available = self.head_size // 2
         if sum(pairs.values()) > available or 2 * pairs["time"] < available:
             raise ConfigurationError(
-                f"`mrope_axes` must share the {available} pairs of a head (half the head size) and give at least half "
+                f"`mrope_axes` must share the {available} pairs of a head (half the head size) and give at "
+                "least half "
                 f"of them to 'time', got {pairs}."
             )
         metadata_pairs = sum(pairs.values()) - pairs["time"]
@@ -370,7 +378,8 @@ class RPNTConfig(PreTrainedConfig):
                 )
         if self.label_std is not None and min(self.label_std) <= 0:
             raise ConfigurationError(
-                f"`label_std` must be above 0 for every target, got {self.label_std}. A target that never changes "
+                f"`label_std` must be above 0 for every target, got {self.label_std}. A target that never "
+                "changes "
                 "cannot be decoded: leave it out."
             )
 
@@ -441,7 +450,8 @@ class RPNTConfig(PreTrainedConfig):
         }
         if name not in presets:
             raise ConfigurationError(
-                f"`name` must be a preset, one of {', '.join(presets)}, got '{name}'.{closest_names(name, presets)}"
+                f"`name` must be a preset, one of {', '.join(presets)}, got "
+                f"'{name}'.{closest_names(name, presets)}"
             )
         return cls(**{**presets[name], **overrides})
 

@@ -1,4 +1,4 @@
-"""Errors that users see. Every one is a `ValueError` and says what must hold, what arrived, where, and what to do.
+"""Errors that users see: each is a `ValueError` that says what must hold, what arrived, where, what to do.
 
 Not for facts that the code itself guarantees: those are assertions.
 """

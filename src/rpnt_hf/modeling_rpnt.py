@@ -1,30 +1,37 @@
 """The RPNT network: spike counts of many sites in, representations, firing rates or behaviour out.
 
-Fang et al. 2026, arXiv:2601.17641. Where this differs from the paper or its released code, the line that differs says
-so; docs/decisions.md has the measurements. Not here: masks and losses (`objectives.py`), data, training.
+Fang et al. 2026, arXiv:2601.17641. Where this differs from the paper or its released code, the line that
+differs says so; docs/decisions.md has the measurements. Not here: masks and losses (`objectives.py`), data,
+training.
 
-Legend: `B` batch, `S` sites, `T` bins, `N` units, `D` hidden size, `H` heads, `d` head size, `K` targets, `A` anchors.
+Legend: `B` batch, `S` sites, `T` bins, `N` units, `D` hidden size, `H` heads, `d` head size, `K` targets, `A`
+anchors.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, initialization as init
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_rpnt import RPNTContextKernel, RPNTRotaryEmbedding, causal_attention, fuse_keys, fuse_queries, rotate
-from .configuration_rpnt import SITE_AXES, RPNTConfig
+from .attention_rpnt import (
+    RPNTAttention,
+    RPNTContextKernel,
+    RPNTRotaryEmbedding,
+    RPNTSpatialAttention,
+    RPNTTemporalAttention,
+)
+from .configuration_rpnt import RPNTConfig
 from .errors import ConfigurationError, InputError
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
 
@@ -39,11 +46,11 @@ class RPNTModelOutput(ModelOutput):
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             Input of the first layer and output of each, of the same shape; with `output_hidden_states=True`.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Per temporal layer `(batch, sites, heads, bins, anchors + bins)`; with `output_attentions=True` and
-            `attn_implementation="eager"`.
-        spatial_attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Per spatial layer `(batch * bins, heads, sites, anchors + sites)`; with `output_spatial_attentions=True`
+            Per temporal layer `(batch, sites, heads, bins, anchors + bins)`; with `output_attentions=True`
             and `attn_implementation="eager"`.
+        spatial_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Per spatial layer `(batch * bins, heads, sites, anchors + sites)`; with
+            `output_spatial_attentions=True` and `attn_implementation="eager"`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -59,7 +66,8 @@ class RPNTForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the two terms; with masks.
         poisson_loss (`torch.FloatTensor` of shape `()`, *optional*): Nats per hidden entry.
-        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): Unweighted site contrast; with `labels`.
+        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): Unweighted site contrast; with
+            `labels`.
         log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log expected count per bin.
         hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
     """
@@ -79,7 +87,8 @@ class RPNTForMotorDecodingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): With `labels`; see `objectives.behavior_loss`.
-        predictions (`torch.FloatTensor` of shape `(batch, bins, num_targets)`): Behaviour in `config.target_units`.
+        predictions (`torch.FloatTensor` of shape `(batch, bins, num_targets)`): Behaviour in
+            `config.target_units`.
         log_variances (`torch.FloatTensor` of the same shape, *optional*): With `config.predict_variance`.
         hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
     """
@@ -118,7 +127,9 @@ class RPNTEmbeddings(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.stem_kernel = config.stem_kernel
         if config.stem_kernel > 1:  # the paper has no stem
-            self.stem = nn.Conv1d(config.hidden_size, config.hidden_size, config.stem_kernel, groups=config.hidden_size)
+            self.stem = nn.Conv1d(
+                config.hidden_size, config.hidden_size, config.stem_kernel, groups=config.hidden_size
+            )
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.position_encoding = config.position_encoding
         if config.position_encoding == "learned":
@@ -132,7 +143,7 @@ class RPNTEmbeddings(nn.Module):
         masked_bins: Tensor | None,
         bin_mask: Tensor | None,
     ) -> Tensor:
-        """(B, S, T, N) -> (B, S, T, D)"""
+        """(B, S, T, N) -> (B, S, T, D)."""
         # Square root: evens out the variance of Poisson counts. The paper embeds raw counts.
         visible = visible_units.to(self.unit_embedding.weight.dtype)
         share = visible / visible.sum(dim=-1, keepdim=True).clamp_min(1).sqrt()
@@ -151,7 +162,10 @@ class RPNTEmbeddings(nn.Module):
         return x_BSTD
 
     def _positions(self, x_BSTD: Tensor, bin_mask: Tensor | None) -> Tensor:
-        """Absolute positions, counted from the first recorded bin. The official baseline multiplies them by zero."""
+        """Absolute positions, counted from the first recorded bin.
+
+        The official baseline multiplies them by zero.
+        """
         bins = torch.arange(x_BSTD.shape[2], device=x_BSTD.device).expand(x_BSTD.shape[:3])
         if bin_mask is not None:
             bins = (bins - bin_mask.int().argmax(dim=-1, keepdim=True)).clamp_min(0)
@@ -161,113 +175,6 @@ class RPNTEmbeddings(nn.Module):
         frequencies = torch.exp(torch.arange(half, device=bins.device) * (-math.log(10_000.0) / half))
         angles = bins[..., None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : x_BSTD.shape[-1]].to(x_BSTD.dtype)
-
-
-class RPNTAttention(nn.Module):
-    """Projections and anchors that both stages share."""
-
-    zero_axes: tuple[str, ...] = ()
-
-    def __init__(self, config: RPNTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_heads, self.head_size, self.num_anchors = (
-            config.num_attention_heads, config.head_size, config.num_anchors,
-        )  # fmt: skip
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        if config.num_anchors:
-            self.anchor_keys = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
-            self.anchor_values = nn.Parameter(torch.empty(self.num_heads, config.num_anchors, self.head_size))
-
-    def project(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
-        """(B, S, T, D) -> queries, keys and values stacked, (3, B, S, T, H, d); 0 before the recording."""
-        qkv = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, self.head_size))
-        if bin_mask is not None:
-            qkv = qkv * bin_mask[..., None, None, None]
-        return qkv.movedim(3, 0)
-
-    def anchors(self, channels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys, zero in the channels of axes that this stage must not see, and values; (H, A, d), in the type of `like`."""
-        return (self.anchor_keys * channels).to(like.dtype), self.anchor_values.to(like.dtype)
-
-
-class RPNTTemporalAttention(RPNTAttention):
-    """Causal attention over the bins of one site, its scores smoothed by context kernels (DESIGN 2.3)."""
-
-    zero_axes = ("time",)
-
-    def __init__(self, config: RPNTConfig) -> None:
-        super().__init__(config)
-        if config.context_attention.enabled:
-            self.context_kernel = RPNTContextKernel(config)
-
-    def forward(
-        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = self.project(hidden_states, bin_mask).transpose(-3, -2)  # each (B, S, H, T, d)
-        query = rotate(query, *rotation) / math.sqrt(self.head_size)
-        key = rotate(key, *rotation)
-        key_taps = self.config.context_attention.taps[1]
-        if self.config.context_attention.enabled:
-            kernel = self.context_kernel(hidden_states, bin_mask)
-            query, key = fuse_queries(query, kernel), fuse_keys(key, key_taps)
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        if self.num_anchors:
-            anchor_key, anchor_value = self.anchors(channels, value)
-            shape = (*value.shape[:2], -1, -1, -1)
-            key = torch.cat([anchor_key.repeat(1, 1, key_taps).expand(shape), key], dim=-2)
-            value = torch.cat([anchor_value.expand(shape), value], dim=-2)
-        key_mask = None if bin_mask is None else F.pad(bin_mask, (self.num_anchors, 0), value=True)[:, :, None]
-        output, weights = causal_attention(
-            query,
-            key,
-            value,
-            key_mask,
-            self.num_anchors,
-            self.config.attention_window,
-            return_weights=self.config._attn_implementation == "eager",
-        )
-        return self.o_proj(output.transpose(-3, -2).flatten(-2)), weights
-
-
-def eager_attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """Plain attention with weights, the counterpart of transformers' "sdpa" for the spatial stage."""
-    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1).to(value.dtype)
-    return (weights @ value).transpose(1, 2), weights
-
-
-class RPNTSpatialAttention(RPNTAttention):
-    """Attention over the sites of one bin, by their displacements; no kernel, since sites have no order."""
-
-    zero_axes = ("time", *SITE_AXES)
-
-    def forward(
-        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        B, S, T, _ = hidden_states.shape
-        query, key, value = self.project(hidden_states, bin_mask).permute(0, 1, 3, 4, 2, 5)  # each (B, T, H, S, d)
-        query, key = (rotate(states, *rotation).to(value.dtype).flatten(0, 1) for states in (query, key))
-        value = value.flatten(0, 1)
-        mask = None
-        if bin_mask is not None:
-            mask = F.pad(bin_mask.transpose(1, 2).flatten(0, 1), (self.num_anchors, 0), value=True)[:, None, None]
-            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a bin without any site: its output is dropped later
-            mask = mask.expand(-1, 1, S, -1)
-        if self.num_anchors:
-            anchor_key, anchor_value = self.anchors(channels, value)
-            key = torch.cat([anchor_key.expand(B * T, -1, -1, -1), key], dim=-2)
-            value = torch.cat([anchor_value.expand(B * T, -1, -1, -1), value], dim=-2)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attend(self, query, key, value, mask, is_causal=False)
-        return self.o_proj(output.reshape(B, T, S, -1).transpose(1, 2)), weights
 
 
 class RPNTLayer(GradientCheckpointingLayer):
@@ -289,7 +196,11 @@ class RPNTLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_states: Tensor, rotation: tuple[Tensor, Tensor], channels: Tensor, bin_mask: Tensor | None
+        self,
+        hidden_states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        channels: Tensor,
+        bin_mask: Tensor | None,
     ) -> Tensor:
         attended, _ = self.attention(self.attention_norm(hidden_states), rotation, channels, bin_mask)
         hidden_states = hidden_states + self.dropout(attended)
@@ -316,7 +227,7 @@ class RPNTMaskedPooling(nn.Module):
         self.score = nn.Linear(config.hidden_size, 1)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """(..., positions, D), mask (..., positions) -> (..., D)"""
+        """(..., positions, D), mask (..., positions) -> (..., D)."""
         scores = self.score(states).float()[..., 0]
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
@@ -331,13 +242,13 @@ class RPNTPreTrainedModel(PreTrainedModel):
     config_class = RPNTConfig
     base_model_prefix = "model"
     main_input_name = "spike_counts"
-    input_modalities = ("time",)
+    input_modalities = ("time",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # losses are means: the Trainer must divide by accumulation steps itself
-    _no_split_modules = ["RPNTTemporalLayer", "RPNTSpatialLayer"]
+    _no_split_modules = ["RPNTTemporalLayer", "RPNTSpatialLayer"]  # noqa: RUF012
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
+    _can_record_outputs = {  # noqa: RUF012
         "hidden_states": OutputRecorder(RPNTLayer),
         "attentions": RPNTTemporalAttention,
         "spatial_attentions": RPNTSpatialAttention,
@@ -370,17 +281,21 @@ class RPNTPreTrainedModel(PreTrainedModel):
         """
         if self.config.unit_embedding != "vocabulary":
             raise ConfigurationError(
-                "Only a model with `unit_embedding`='vocabulary' can take new units, got 'slots'. Sample the units "
+                "Only a model with `unit_embedding`='vocabulary' can take new units, got 'slots'. Sample "
+                "the units "
                 "into its slots instead."
             )
-        embeddings = self.base_model.embeddings
+        embeddings: Any = self.base_model.embeddings
         if num_units < self.config.num_units:
             raise ConfigurationError(
-                f"`num_units` must be at least the {self.config.num_units} rows that exist, got {num_units}. Rows are "
+                f"`num_units` must be at least the {self.config.num_units} rows that exist, got "
+                f"{num_units}. Rows are "
                 "never dropped, since other sessions use them."
             )
         old = embeddings.unit_embedding
-        new = nn.Embedding(num_units, self.config.hidden_size, device=old.weight.device, dtype=old.weight.dtype)
+        new = nn.Embedding(
+            num_units, self.config.hidden_size, device=old.weight.device, dtype=old.weight.dtype
+        )
         self._init_weights(new)
         with torch.no_grad():
             new.weight[: self.config.num_units] = old.weight
@@ -404,8 +319,12 @@ class RPNTModel(RPNTPreTrainedModel):
         super().__init__(config)
         self.embeddings = RPNTEmbeddings(config)
         self.rotary = RPNTRotaryEmbedding(config)
-        self.temporal_layers = nn.ModuleList(RPNTTemporalLayer(config) for _ in range(config.num_hidden_layers))
-        self.spatial_layers = nn.ModuleList(RPNTSpatialLayer(config) for _ in range(config.num_spatial_layers))
+        self.temporal_layers = nn.ModuleList(
+            RPNTTemporalLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.spatial_layers = nn.ModuleList(
+            RPNTSpatialLayer(config) for _ in range(config.num_spatial_layers)
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.gradient_checkpointing = False
@@ -417,10 +336,10 @@ class RPNTModel(RPNTPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the unit embedding; to add units call `resize_unit_vocabulary`."""
-        self.embeddings.unit_embedding = value
+        self.embeddings.unit_embedding = value  # type: ignore[assignment]
 
     def default_unit_ids(self, spike_counts: Tensor) -> Tensor:
-        """Unit rows where none are given: `s * N + n` in a vocabulary, `n` with slots (sites share their slots).
+        """Unit rows where none are given: `s * N + n` in a vocabulary, `n` with slots, which sites share.
 
         Args:
             spike_counts (`torch.Tensor` of shape `(batch, sites, bins, units)`): Counts.
@@ -437,7 +356,8 @@ class RPNTModel(RPNTPreTrainedModel):
         if needed > self.config.num_units:
             raise InputError(
                 f"Without `unit_ids`, `spike_counts` may hold at most {self.config.num_units} units "
-                f"(RPNTConfig.num_units), got shape {tuple(spike_counts.shape)} with {needed}. Pass `unit_ids` from "
+                f"(RPNTConfig.num_units), got shape {tuple(spike_counts.shape)} with {needed}. Pass "
+                "`unit_ids` from "
                 "RPNTProcessor, or make a model with enough units."
             )
         unit_ids = torch.arange(N, device=spike_counts.device).expand(S, N)
@@ -445,11 +365,14 @@ class RPNTModel(RPNTPreTrainedModel):
             unit_ids = unit_ids + N * torch.arange(S, device=spike_counts.device)[:, None]
         return unit_ids[None]
 
-    def _check_shapes(self, spike_counts: Tensor, others: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    def _check_shapes(
+        self, spike_counts: Tensor, others: dict[str, tuple[Tensor | None, tuple[int, ...]]]
+    ) -> None:
         for name, (tensor, expected) in others.items():
             if tensor is not None and tuple(tensor.shape) != expected:
                 raise InputError(
-                    f"`{name}` must have shape {expected}, got {tuple(tensor.shape)} beside `spike_counts` of shape "
+                    f"`{name}` must have shape {expected}, got {tuple(tensor.shape)} beside `spike_counts` "
+                    "of shape "
                     f"{tuple(spike_counts.shape)}. RPNTProcessor makes inputs that fit."
                 )
 
@@ -476,7 +399,8 @@ class RPNTModel(RPNTPreTrainedModel):
             unit_mask (`torch.BoolTensor` of shape `(batch, sites, units)`, *optional*):
                 True where a unit is real and not padding. All True by default.
             bin_mask (`torch.BoolTensor` of shape `(batch, sites, bins)`, *optional*):
-                True where a bin was recorded; False counts as before the recording, at all bins as an absent site.
+                True where a bin was recorded; False counts as before the recording, at all bins as an absent
+                site.
             metadata (`torch.FloatTensor` of shape `(batch, sites, axes)`, *optional*):
                 Coordinates on `config.metadata_axes`, in their units; NaN, the default, is unknown.
             masked_bins (`torch.BoolTensor` of shape `(batch, sites, bins)`, *optional*):
@@ -492,7 +416,8 @@ class RPNTModel(RPNTPreTrainedModel):
         """
         if spike_counts.ndim != 4:
             raise InputError(
-                f"`spike_counts` must have shape (batch, sites, bins, units), got {tuple(spike_counts.shape)}. Add "
+                "`spike_counts` must have shape (batch, sites, bins, units), got "
+                f"{tuple(spike_counts.shape)}. Add "
                 "the missing axes, for instance spike_counts[None, None] for one window of one site."
             )
         B, S, T, N = spike_counts.shape
@@ -508,9 +433,10 @@ class RPNTModel(RPNTPreTrainedModel):
                 "masked_units": (masked_units, (B, S, N)),
             },
         )
-        if self.config.position_encoding == "learned" and T > self.config.max_bins:
+        if self.config.position_encoding == "learned" and self.config.max_bins < T:
             raise InputError(
-                f"A window must have at most {self.config.max_bins} bins (RPNTConfig.max_bins, learned positions), got "
+                f"A window must have at most {self.config.max_bins} bins (RPNTConfig.max_bins, learned "
+                "positions), got "
                 f"shape {tuple(spike_counts.shape)}. Cut it, or use `position_encoding`='mrope'."
             )
         if unit_ids is None:
@@ -534,7 +460,7 @@ class RPNTModel(RPNTPreTrainedModel):
 
 
 class RPNTForPreTraining(RPNTPreTrainedModel):
-    """Encoder with a head for firing rates, trained on hidden counts and on telling sites apart (DESIGN 2.5)."""
+    """Encoder with a head for firing rates; learns from hidden counts and from telling sites apart."""
 
     def __init__(self, config: RPNTConfig) -> None:
         super().__init__(config)
@@ -552,7 +478,7 @@ class RPNTForPreTraining(RPNTPreTrainedModel):
         self.post_init()
 
     def _log_rates(self, hidden_states: Tensor, unit_ids: Tensor) -> Tensor:
-        """(B, S, T, D) -> (B, S, T, N)"""
+        """(B, S, T, D) -> (B, S, T, N)."""
         if self.config.unit_embedding == "slots":
             slots = self.slot_readout(hidden_states)
             return slots.gather(-1, unit_ids[:, :, None].expand(*slots.shape[:3], -1))
@@ -578,9 +504,11 @@ class RPNTForPreTraining(RPNTPreTrainedModel):
 
         Args:
             spike_counts, unit_ids, unit_mask, bin_mask, metadata, masked_bins, masked_units:
-                As in [`RPNTModel`]. With either mask, hidden entries of real units and recorded bins are scored.
+                As in [`RPNTModel`]. With either mask, hidden entries of real units and recorded bins are
+                scored.
             labels (`torch.LongTensor` of shape `(batch, sites)`, *optional*):
-                Identity of the site (of the session, where there is one site), equal for windows of the same one;
+                Identity of the site (of the session, where there is one site), equal for windows of the same
+                one;
                 -100 leaves one out. Adds the site-contrastive term.
 
         Returns:
@@ -650,7 +578,9 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         super().__init__(config)
         self.model = RPNTModel(config)
         self.site_pooling = RPNTMaskedPooling(config)
-        self.decoder = nn.Linear(config.hidden_size, config.num_targets * (2 if config.predict_variance else 1))
+        self.decoder = nn.Linear(
+            config.hidden_size, config.num_targets * (2 if config.predict_variance else 1)
+        )
         self.post_init()
 
     @can_return_tuple
@@ -696,7 +626,9 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             self.model._check_shapes(
                 spike_counts, {"labels": (labels, (*bins, K)), "label_mask": (label_mask, bins)}
             )
-            scored = torch.ones(bins, dtype=torch.bool, device=labels.device) if label_mask is None else label_mask
+            scored = (
+                torch.ones(bins, dtype=torch.bool, device=labels.device) if label_mask is None else label_mask
+            )
             if site_mask is not None:
                 scored = scored & site_mask.any(dim=-1)
             loss = behavior_loss(predictions, labels, scored, scale, log_variances)
@@ -717,7 +649,7 @@ class RPNTForSequenceClassification(RPNTPreTrainedModel):
         super().__init__(config)
         self.model = RPNTModel(config)
         self.pooling = RPNTMaskedPooling(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
         self.post_init()
 
     @can_return_tuple
@@ -735,7 +667,8 @@ class RPNTForSequenceClassification(RPNTPreTrainedModel):
 
         Args:
             spike_counts, unit_ids, unit_mask, bin_mask, metadata: As in [`RPNTModel`].
-            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Class of each window; -100 is left out.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Class of each window; -100 is left
+                out.
 
         Returns:
             [`RPNTForSequenceClassificationOutput`]

@@ -1,7 +1,7 @@
-"""What RPNT is trained on: masks, Poisson reconstruction of hidden counts, site contrast, behaviour (DESIGN 2.5).
+"""What RPNT is trained on: masks, reconstruction of hidden counts, site contrast, behaviour (DESIGN 2.5).
 
-Losses are sums divided by counts over all processes, so that two processes with half a batch each equal one with all
-of it. Not here: the bits-per-spike score, which is in `metrics.py`.
+Losses are sums divided by counts over all processes, so that two processes with half a batch each equal one
+with all of it. Not here: the bits-per-spike score, which is in `metrics.py`.
 """
 
 import numpy as np
@@ -24,21 +24,25 @@ def draw_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws which bins and units of one window are hidden, for each site (DESIGN 2.5).
 
-    A bin ratio and a unit ratio are uniform in [0.01, 0.99]; an entry is hidden where its bin or its unit is. The
-    paper's multi-site loss feeds unmasked counts and scores visible ones; here hidden counts never reach the input.
+    A bin ratio and a unit ratio are uniform in [0.01, 0.99]; an entry is hidden where its bin or its unit is.
+    The paper's multi-site loss feeds unmasked counts and scores visible ones; here hidden counts never reach
+    the input.
 
     Args:
-        generator (`np.random.Generator`): Source of randomness; one per window makes masks independent of batching.
+        generator (`np.random.Generator`): Source of randomness; one per window makes masks independent of
+            batching.
         num_sites (`int`): Sites in the window.
         num_bins (`int`): Bins in the window.
         num_units (`int`): Units of the site with the most units.
-        min_visible_bins (`int`, *optional*, defaults to 1): Bins that stay visible, as far as there are so many.
+        min_visible_bins (`int`, *optional*, defaults to 1): Bins that stay visible, as far as there are so
+            many.
         min_visible_units (`int`, *optional*, defaults to 1): Units that stay visible likewise.
         site_mask_probability (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that all bins of a site are hidden; at least one site stays.
 
     Returns:
-        `tuple`: `masked_bins` (sites, bins) and `masked_units` (sites, units), boolean, True = hidden and scored.
+        `tuple`: `masked_bins` (sites, bins) and `masked_units` (sites, units), boolean, True = hidden and
+        scored.
 
     Raises:
         ConfigurationError: The probability is outside [0, 1], or a minimum is below 0.
@@ -83,7 +87,7 @@ def _is_distributed() -> bool:
 
 
 def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
-    """Divides a local sum by the global count, so that the average of gradients over processes is the global mean.
+    """Divides a local sum by the global count, so that gradients averaged over processes are the global ones.
 
     Args:
         total (`torch.FloatTensor` of shape `()`): Sum of the local terms.
@@ -106,7 +110,8 @@ def poisson_nll(log_rates: Tensor, spike_counts: Tensor, scored: Tensor) -> Tens
     DESIGN 2.5; reconstruction loss of arXiv:2601.17641 without the `log(y!)` constant: `exp(r) - y * r`.
 
     Args:
-        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log of the expected count per bin.
+        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log of the expected count per
+            bin.
         spike_counts (`torch.Tensor` of the same shape): Observed counts per bin, 0 or more.
         scored (`torch.BoolTensor` of the same shape): True where the count was hidden from the model.
 
@@ -128,12 +133,13 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
     """Contrasts windows of one site with windows of the others (DESIGN 2.5; arXiv:2601.17641).
 
     For each embedding, minus the mean over its positives (other windows of its site) of
-    `log(exp(z_p . z_q / temperature) / sum_{r != p} exp(z_p . z_r / temperature))`. The official code averages
-    embeddings over the batch first, which leaves each site itself as its only positive.
+    `log(exp(z_p . z_q / temperature) / sum_{r != p} exp(z_p . z_r / temperature))`. The official code
+    averages embeddings over the batch first, which leaves each site itself as its only positive.
 
     Args:
         embeddings (`torch.FloatTensor` of shape `(items, size)`): One per window and site, any length.
-        identities (`torch.LongTensor` of shape `(items,)`): Equal for windows of one site, -100 to leave one out.
+        identities (`torch.LongTensor` of shape `(items,)`): Equal for windows of one site, -100 to leave one
+            out.
         temperature (`float`): Above 0.
 
     Returns:
@@ -166,7 +172,7 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
 def behavior_loss(
     predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor, log_variances: Tensor | None = None
 ) -> Tensor:
-    """Squared error of behaviour in units of its s.d., or Gaussian negative log-likelihood, per scored bin and target.
+    """Squared error in units of the s.d., or Gaussian negative log-likelihood, per scored bin and target.
 
     Args:
         predictions (`torch.FloatTensor` of shape `(batch, bins, targets)`): In physical units.
