@@ -20,7 +20,7 @@ __all__ = ["write_nwb"]
 
 TRIAL_COLUMNS = {
     "target_on_time": "time at which the target appeared, s",
-    "go_cue_time": "time of the go cue, s",
+    "go_cue_time": "time of the (first) go cue, s",
     "go_cue_time_array": "time of the go cue of each target, s; NaN where it was not attempted",
     "move_onset_time": "onset of movement, s",
     "end_time": "end of the hold in the target, s",

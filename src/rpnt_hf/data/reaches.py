@@ -140,7 +140,8 @@ def _random_target_trial(session: _Session, succeeds: bool) -> None:
         session.move(target, float(go_cue_times[index]), complete=succeeds or index + 1 < num_attempted)
         session.wait(0.10, 0.20)
     session.trials.append({
-        "start_time": start_time, "stop_time": session.time, "go_cue_time_array": go_cue_times,
+        "start_time": start_time, "stop_time": session.time, "go_cue_time": go_cue_times[0],
+        "go_cue_time_array": go_cue_times,
         "num_attempted": num_attempted, "result": "R" if succeeds else "F",
     })  # fmt: skip
     session.wait(0.20, 0.40)
