@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from .data.nwb import Recording
-from .errors import CheckpointError
+from .data.binning import EDGE_TOLERANCE, bin_behavior, bin_spikes, derive_velocity
+from .data.cutting import scored_interval
+from .data.nwb import BehaviorSeries, Recording
+from .errors import CheckpointError, RecordingError
 from .processing_rpnt import RPNTProcessor
 
 logger = logging.getLogger(__name__)
@@ -131,3 +133,101 @@ def _pad(parts: Sequence[tuple[Mapping[str, torch.Tensor], int, int]]) -> dict[s
             padded[(i, *(slice(size) for size in tensor.shape))] = tensor
         batch[name] = padded
     return batch
+
+
+def decode_recording(
+    model: PreTrainedModel, processor: RPNTProcessor, recording: Recording, batch_size: int = 16
+) -> pd.DataFrame:
+    """Decodes every bin of the observed intervals of a recording, causally (see `decode_rows`).
+
+    Args:
+        model (`PreTrainedModel`): An `RPNTForMotorDecoding`.
+        processor (`RPNTProcessor`): The processor saved with it.
+        recording (`Recording`): A recording whose session the processor knows.
+        batch_size (`int`, *optional*, defaults to 16): Windows per forward pass.
+
+    Returns:
+        `pd.DataFrame`: One line per bin: `time` (start of the bin in s), `interval` (index of the observed
+        interval), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
+        `cursor_vel_x_predicted`, and `scored` (True where the bin lies in the scored part of a trial,
+        anywhere where there are no trials, and both values are there).
+
+    Raises:
+        CheckpointError: As in `decode_rows`.
+        InputError: The session is not known, or has other units.
+        RecordingError: No observed interval is as long as a bin.
+    """
+    intervals = bin_spikes(recording, processor.bin_size)
+    if not intervals:
+        raise RecordingError(
+            f"Recording '{recording.session_id}' must have an observed interval of at least one bin of "
+            f"{processor.bin_size} s, got none."
+        )
+    rows = [
+        {
+            "session_id": recording.session_id,
+            "subject_id": recording.subject_id,
+            "task": recording.task,
+            "recording_date": recording.recording_date,
+            "site_ids": recording.site_ids,
+            "site_positions": recording.site_positions,
+            "bin_size": processor.bin_size,
+            "num_bins": len(interval.counts),
+            "unit_ids": recording.unit_ids,
+            "unit_sites": recording.unit_sites,
+            "counts": np.ascontiguousarray(interval.counts),
+            "observed": interval.observed.astype(np.uint8),
+        }
+        for interval in intervals
+    ]
+    names = model.config.target_names or [f"target_{k}" for k in range(model.config.num_targets)]
+    columns = _series_of(recording, names)
+    tables = []
+    decoded = decode_rows(model, processor, rows, batch_size)
+    for index, (interval, predictions) in enumerate(zip(intervals, decoded, strict=True)):
+        num_bins = len(predictions)
+        table = {
+            "time": interval.start_time + processor.bin_size * np.arange(num_bins),
+            "interval": np.full(num_bins, index),
+        }
+        targets = np.full_like(predictions, np.nan)
+        for k, name in enumerate(names):
+            if name in columns:
+                series, dimension = columns[name]
+                binned = bin_behavior(series, interval.start_time, num_bins, processor.bin_size)
+                targets[:, k] = binned[:, dimension]
+            table |= {name: targets[:, k], f"{name}_predicted": predictions[:, k]}
+        finite = np.isfinite(targets).all(axis=1) & np.isfinite(predictions).all(axis=1)
+        inside = _scored_by_trials(recording.trials, interval.start_time, num_bins, processor.bin_size)
+        tables.append(pd.DataFrame({**table, "scored": finite & interval.observed & inside}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _series_of(recording: Recording, names: Sequence[str]) -> dict[str, tuple[BehaviorSeries, int]]:
+    """Finds the series and the column of each target; velocity is derived where there is only position."""
+    series = dict(recording.behavior)
+    for position in list(recording.behavior.values()):
+        if position.name.endswith("_pos"):
+            velocity = derive_velocity(position)
+            series.setdefault(velocity.name, velocity)
+    columns = {
+        f"{one.name}_{dimension}".rstrip("_"): (one, k)
+        for one in series.values()
+        for k, dimension in enumerate(one.dimension_names)
+    }
+    missing = [name for name in names if name not in columns]
+    if missing:
+        logger.warning("Session '%s' has no %s to compare with.", recording.session_id, ", ".join(missing))
+    return {name: columns[name] for name in names if name in columns}
+
+
+def _scored_by_trials(
+    trials: pd.DataFrame, start_time: float, num_bins: int, bin_size: float
+) -> NDArray[np.bool_]:
+    """Marks the bins that lie wholly in the scored part of a trial; all of them where there are no trials."""
+    inside = np.zeros(num_bins, dtype=bool)
+    for _, trial in trials.iterrows():
+        first, last = ((time - start_time) / bin_size for time in scored_interval(trial))
+        begin = -np.floor(-first + EDGE_TOLERANCE)
+        inside[int(max(begin, 0)) : int(max(np.floor(last + EDGE_TOLERANCE), 0))] = True
+    return inside if len(trials) else ~inside
