@@ -1,0 +1,287 @@
+import numpy as np
+import pytest
+import torch
+from small_corpus import build_small_corpus
+
+from rpnt_hf.data.loading import label_statistics, load_rows, select_sessions, select_trials, unit_means, view_rows
+from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
+from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
+from rpnt_hf.errors import ConfigurationError, DatasetError, InputError
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_small_corpus(tmp_path_factory.mktemp("corpus") / "built")
+
+
+@pytest.fixture(scope="module")
+def rows(corpus):
+    return view_rows(load_rows(corpus))
+
+
+@pytest.fixture(scope="module")
+def processor(rows):
+    return RPNTProcessor.from_rows(rows)
+
+
+def collate(rows, processor, windows, **options):
+    dataset = WindowDataset(rows)
+    return WindowCollator(rows, processor, **options)([dataset[window] for window in windows])
+
+
+def equal(first, second):
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, equal_nan=True)
+
+
+def times_of(row, start, stop):
+    """Bins of the recording, as whole numbers, that lie in bins [start, stop) of a row."""
+    first = round(row["start_time"] / row["bin_size"])
+    return set(range(first + start, first + stop))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_no_bin_of_a_test_trial_is_in_a_training_window(corpus, rows, pairs):
+    held_out = {
+        (row["session_id"], time)
+        for split in ("validation", "test")
+        for row in view_rows(load_rows(corpus, split=split))
+        for trial in row["trials"]
+        for time in times_of(row, trial["start_bin"], trial["stop_bin"])
+    }
+    sampler = WindowSampler(rows, 25, 4, pairs=pairs)
+    for epoch in range(3):
+        for window in sampler.windows(epoch):
+            row = rows[window.row]
+            for time in times_of(row, window.start, window.stop):
+                assert (row["session_id"], time) not in held_out
+
+
+def test_rows_are_views_of_the_file(rows):
+    counts = row_counts(rows[0])
+    assert not counts.flags.owndata
+    assert not counts.flags.writeable
+    window = WindowSampler(rows, 25, 4).windows(0)[0]
+    assert np.shares_memory(WindowDataset(rows)[window].counts, row_counts(rows[window.row]))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(rows):
+    first, second = WindowSampler(rows, 25, 4, seed=3), WindowSampler(rows, 25, 4, seed=3)
+    second.batches(7)
+    assert first.batches(2) == second.batches(2)
+    assert first.batches(2) != first.batches(3)
+    assert first.batches(2) != WindowSampler(rows, 25, 4, seed=4).batches(2)
+    first.set_epoch(2)
+    assert list(first) == second.batches(2)
+    assert len(first) == len(first.batches(2))
+
+
+def test_an_epoch_can_go_on_in_the_middle_once(rows):
+    sampler = WindowSampler(rows, 10, 4)
+    batches = list(sampler)
+    sampler.start_at(2)
+    assert list(sampler) == batches[2:]
+    assert list(sampler) == batches
+
+
+@pytest.mark.parametrize("context_bins", [0, 10])
+@pytest.mark.parametrize("training", [True, False])
+def test_decoding_learns_from_each_scored_bin_once_an_epoch(rows, context_bins, training):
+    sampler = WindowSampler(rows, 25, 4, context_bins=context_bins, training=training)
+    dataset = WindowDataset(rows)
+    for epoch in range(3):
+        learned = [np.zeros(row["num_bins"], dtype=int) for row in rows]
+        for window in (window for batch in sampler.batches(epoch) for window in batch):
+            assert 0 <= window.start <= window.scored_from < window.stop <= window.start + 25
+            learned[window.row][window.start : window.stop] += dataset[window].label_mask
+        for row, times in zip(rows, learned, strict=True):
+            np.testing.assert_array_equal(times, scored_bins(row))
+
+
+def test_pretraining_batches_hold_pairs_that_do_not_overlap(rows):
+    sampler = WindowSampler(rows, 8, 6, pairs=True)
+    for epoch in range(3):
+        for batch in sampler.batches(epoch):
+            assert len(batch) <= 6
+            sessions = [rows[window.row]["session_id"] for window in batch]
+            assert min(sessions.count(session) for session in sessions) >= 2
+        used = [window for batch in sampler.batches(epoch) for window in batch]
+        for i, window in enumerate(used):
+            assert window.stop - window.start == min(8, rows[window.row]["num_bins"])
+            assert not any(
+                other.row == window.row and other.start < window.stop and window.start < other.stop
+                for other in used[:i]
+            )
+
+
+def test_fixed_windows_leave_context_out_and_cover_the_rest(corpus):
+    rows = view_rows(load_rows(corpus, split="validation"))
+    assert any(row["num_context_bins"] for row in rows)
+    windows = WindowSampler(rows, 8, 4, pairs=True, training=False).windows(0)
+    for index, row in enumerate(rows):
+        covered = [bin_ for window in windows if window.row == index for bin_ in range(window.start, window.stop)]
+        assert covered == list(range(row["num_context_bins"], row["num_bins"]))
+    assert windows == WindowSampler(rows, 8, 4, pairs=True, training=False).windows(5)
+
+
+def test_padding_does_not_change_what_a_window_holds(rows, processor):
+    windows = [window for batch in WindowSampler(rows, 30, 4).batches(0) for window in batch]
+    long = next(window for window in windows if rows[window.row]["session_id"] == "a")
+    short = next(w for w in windows if rows[w.row]["session_id"] == "b" and w.stop - w.start < long.stop - long.start)
+    together = collate(rows, processor, [long, short], unit_dropout=0.3, metadata_dropout=0.5)
+    alone = collate(rows, processor, [short], unit_dropout=0.3, metadata_dropout=0.5)
+    bins, units = short.stop - short.start, alone["unit_mask"].shape[-1]
+    assert together["spike_counts"].shape[2] > bins
+    for name, value in alone.items():
+        cut = together[name][1:]
+        if name == "spike_counts":
+            cut = cut[:, :, :bins, :units]
+        elif name in ("unit_ids", "unit_mask"):
+            cut = cut[..., :units]
+        elif name in ("labels", "label_mask"):
+            cut = cut[:, :bins]
+        elif name == "bin_mask":
+            cut = cut[..., :bins]
+        torch.testing.assert_close(cut, value, rtol=0, atol=0, equal_nan=True)
+    assert not together["bin_mask"][1, :, bins:].any()
+    assert not together["label_mask"][1, bins:].any()
+    assert not together["unit_mask"][1, :, units:].any()
+    assert together["spike_counts"][1, :, bins:].sum() == 0
+
+
+def test_a_window_holds_the_counts_and_labels_of_its_bins(rows, processor):
+    window = WindowSampler(rows, 25, 4).windows(0)[0]
+    row = rows[window.row]
+    batch = collate(rows, processor, [window])
+    counts = row_counts(row)[window.start : window.stop]
+    sites = np.asarray(row["unit_sites"])
+    for site in (0, 1):
+        real = batch["unit_mask"][0, site]
+        np.testing.assert_array_equal(batch["spike_counts"][0, site][:, real], counts[:, sites == site])
+    learned = batch["label_mask"][0].numpy()
+    np.testing.assert_array_equal(
+        batch["labels"][0][learned], row_behavior(row)[window.start : window.stop][learned]
+    )
+
+
+def test_masks_do_not_depend_on_the_other_windows(rows, processor):
+    windows = WindowSampler(rows, 10, 6, pairs=True).batches(0)[0]
+    options = {"masking": MaskingConfig(site_mask_probability=0.3), "metadata_dropout": 0.5}
+    together = collate(rows, processor, windows, **options)
+    for i, window in enumerate(windows):
+        alone = collate(rows, processor, [window], **options)
+        for name in ("masked_bins", "labels", "metadata"):
+            torch.testing.assert_close(together[name][i : i + 1], alone[name], rtol=0, atol=0, equal_nan=True)
+        units = alone["masked_units"].shape[-1]
+        assert torch.equal(together["masked_units"][i : i + 1, :, :units], alone["masked_units"])
+
+
+def test_a_site_keeps_a_visible_unit_under_masks_and_dropout(rows, processor):
+    windows = WindowSampler(rows, 10, 64, pairs=True).windows(0)
+    masked = collate(rows, processor, windows, masking=MaskingConfig())
+    assert (masked["unit_mask"] & ~masked["masked_units"]).any(dim=-1).all()
+    dropped = collate(rows, processor, windows, unit_dropout=0.5)
+    assert dropped["unit_mask"].any(dim=-1).all()
+    assert dropped["unit_mask"].sum() < collate(rows, processor, windows)["unit_mask"].sum()
+
+
+def test_sites_of_a_session_have_names_of_their_own(rows, processor):
+    windows = WindowSampler(rows, 10, 64, pairs=True).windows(0)
+    labels = collate(rows, processor, windows, masking=MaskingConfig())["labels"]
+    assert len(labels.unique()) == 4  # two sessions of two sites
+    sessions = [rows[window.row]["session_id"] for window in windows]
+    for session in ("a", "b"):
+        same = [i for i, name in enumerate(sessions) if name == session]
+        assert len(labels[same].unique(dim=0)) == 1
+
+
+def test_metadata_dropout_takes_site_axes_together(rows, processor):
+    windows = WindowSampler(rows, 5, 64).windows(0)
+    metadata = collate(rows, processor, windows, metadata_dropout=0.5)["metadata"][:, 0]
+    missing = torch.isnan(metadata)
+    assert torch.equal(missing[:, 0], missing[:, 1])
+    assert 0 < missing[:, 3].float().mean() < 1
+    assert torch.isnan(collate(rows, processor, windows, metadata_dropout=1.0)["metadata"]).all()
+
+
+def test_slots_are_sampled_from_the_seed_of_the_window(rows):
+    processor = RPNTProcessor.from_rows(rows, unit_embedding="slots", num_slots=2)
+    windows = WindowSampler(rows, 10, 4).windows(0)
+    batch = collate(rows, processor, windows)
+    assert batch["spike_counts"].shape[-1] == 2
+    equal(batch, collate(rows, processor, windows))
+    fixed = collate(rows, processor, windows, sample_units=False)
+    assert not torch.equal(batch["spike_counts"], fixed["spike_counts"])
+
+
+def test_labels_can_come_later_than_counts(rows):
+    window = WindowSampler(rows, 25, 4, label_lag=2).windows(0)[0]
+    sample = WindowDataset(rows, label_lag=2)[window]
+    behavior = row_behavior(rows[window.row])[window.start + 2 : window.stop + 2]
+    np.testing.assert_array_equal(sample.behavior[: len(behavior)], behavior)
+    learned = np.flatnonzero(sample.label_mask) + window.start
+    assert scored_bins(rows[window.row])[learned + 2].all()
+
+
+def test_few_trials_are_cut_out_and_nothing_else(rows):
+    everything, total = select_trials(rows)
+    assert everything == list(rows)
+    for count in (1, 3, total):
+        cut, kept = select_trials(rows, count=count, seed=1)
+        assert kept == count == sum(len(row["trials"]) for row in cut)
+        assert sum(row["num_bins"] for row in cut) == 20 * count
+    some, more = (
+        {(row["session_id"], trial["trial_index"]) for row in select_trials(rows, count=n)[0] for trial in row["trials"]}
+        for n in (3, 6)
+    )
+    assert some < more
+    assert select_trials(rows, fraction=0.01)[1] == 1
+    cut, _ = select_trials(rows, count=total)
+    whole = {row["session_id"]: row_counts(row).sum() for row in rows if row["start_time"] == 0}
+    assert sum(scored_bins(row).sum() for row in cut) == sum(scored_bins(row).sum() for row in rows)
+    assert whole
+
+
+@pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 10_000}, {"fraction": 1.5}, {"count": 1, "fraction": 0.5}])
+def test_impossible_numbers_of_trials_are_refused(rows, arguments):
+    with pytest.raises(DatasetError, match="Training trials must be"):
+        select_trials(rows, **arguments)
+
+
+def test_sessions_are_chosen_by_name(rows):
+    assert {row["session_id"] for row in select_sessions(rows, ["a"])} == {"a"}
+    assert {row["session_id"] for row in select_sessions(rows, exclude=["a"])} == {"b"}
+    with pytest.raises(DatasetError, match="got 'c'.*There are: a, b"):
+        select_sessions(rows, ["c"])
+    with pytest.raises(DatasetError, match="At least one session must remain"):
+        select_sessions(rows, exclude=["a", "b"])
+
+
+def test_statistics_are_those_of_scored_bins(rows):
+    mean, std = label_statistics(rows)
+    values = np.concatenate([row_behavior(row)[scored_bins(row)] for row in rows])
+    np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(std, values.std(axis=0), rtol=1e-5)
+    means = unit_means(rows)
+    counts = np.concatenate([row_counts(row) for row in rows if row["session_id"] == "b"])
+    np.testing.assert_allclose(means["b"], counts.mean(axis=0))
+
+
+def test_what_is_no_dataset_is_refused(tmp_path, corpus):
+    with pytest.raises(DatasetError, match="cannot be loaded"):
+        load_rows(tmp_path)
+    with pytest.raises(DatasetError, match="cannot be loaded"):
+        load_rows(corpus, "another")
+
+
+@pytest.mark.parametrize("arguments", [(0, 4), (10, 0)])
+def test_impossible_windows_are_refused(rows, arguments):
+    with pytest.raises(ConfigurationError, match="Windows need"):
+        WindowSampler(rows, *arguments)
+
+
+def test_rows_that_do_not_fit_the_processor_are_refused(rows):
+    only_a = RPNTProcessor.from_rows([row for row in rows if row["session_id"] == "a"])
+    with pytest.raises(InputError, match="got 'b'"):
+        WindowCollator(rows, only_a)
