@@ -100,21 +100,21 @@ def read_corpus(
     """
     for path in files:
         recording = read_nwb(path, repair_spikes=config.repair_spikes)
-        if recording.task is None or recording.task not in TASKS:
+        task = str(recording.task)
+        if task not in TASKS:
             raise RecordingError(
-                f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name the "
-                "file as in "
-                "`sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
+                f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it "
+                "as in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
             )
         recording.trials = with_go_cue(recording.trials)
         notes: list[str] = []
         if exclude_outliers:
             recording, notes = without_outliers(recording)
-        yield CorpusRecording(recording, recording.task, failed_trials(recording.trials), notes)
+        yield CorpusRecording(recording, task, failed_trials(recording.trials), notes)
 
 
 def with_go_cue(trials: pd.DataFrame) -> pd.DataFrame:
-    """Adds `go_cue_time`, the first cue of a random-target trial, where the file has only `go_cue_time_array`.
+    """Adds `go_cue_time`, the first cue of a random-target trial, where only `go_cue_time_array` is there.
 
     Args:
         trials (`pd.DataFrame`): Trials of a file.

@@ -501,7 +501,10 @@ def _read_behavior(nwbfile: Any, path: Path) -> dict[str, BehaviorSeries]:
         dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(
             num_dimensions, [str(i) for i in range(num_dimensions)]
         )
-        behavior[full_name] = BehaviorSeries(full_name, timestamps, values, dimensions, str(series.unit))
+        try:
+            behavior[full_name] = BehaviorSeries(full_name, timestamps, values, dimensions, str(series.unit))
+        except RecordingError as error:
+            raise RecordingError(f"{error} This is in '{path.name}'.") from error
     return behavior
 
 
