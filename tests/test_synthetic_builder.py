@@ -87,7 +87,9 @@ def test_a_folder_of_nwb_files_that_holds_something_is_refused(corpus):
 
 def test_ridge_and_kalman_decode_a_simulated_session_but_not_perfectly(tmp_path):
     options = ("--num-subjects", "1", "--sessions-per-subject", "1", "--num-trials", "100")
-    splits = datasets.load_dataset(str(build(tmp_path, *options)), "center_out")
+    splits = datasets.load_dataset(
+        str(build(tmp_path, *options)), "center_out", cache_dir=str(tmp_path / "cache")
+    )
     scores = {}
     for decoder in (RidgeDecoder(num_lags=10), KalmanDecoder()):
         decoder.fit(splits["train"], splits["validation"])
