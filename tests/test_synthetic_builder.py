@@ -22,6 +22,10 @@ def build(folder, *options):
     return builder.build(parser.parse_args([*common, *options]))
 
 
+def load(folder, name):
+    return datasets.load_dataset(str(folder / "dataset"), name, cache_dir=str(folder / "cache"))
+
+
 SMALL = ("--num-subjects", "1", "--num-units", "4", "--num-trials", "12")
 
 
@@ -37,7 +41,7 @@ def test_a_corpus_is_built_from_the_nwb_files_that_it_leaves(corpus):
     assert [path.parts[0] for path in files] == ["sub-A", "sub-A"]
     assert [path.name[:12] for path in files] == ["sub-A_ses-CO", "sub-A_ses-RT"]
     for path, name in zip(files, ("center_out", "random_target"), strict=True):
-        splits = datasets.load_dataset(str(corpus / "dataset"), name)
+        splits = load(corpus, name)
         assert set(splits) == {"train", "validation", "test"}
         recording = read_nwb(corpus / "nwb" / path)
         row = splits["train"][0]
@@ -56,7 +60,7 @@ def test_a_corpus_is_built_from_the_nwb_files_that_it_leaves(corpus):
 
 
 def test_failed_trials_are_in_no_split(corpus):
-    splits = datasets.load_dataset(str(corpus / "dataset"), "center_out")
+    splits = load(corpus, "center_out")
     recording = read_nwb(next((corpus / "nwb").rglob("*CO*.nwb")))
     rewarded = np.flatnonzero(recording.trials["result"] == "R")
     used = [trial["trial_index"] for split in splits.values() for row in split for trial in row["trials"]]
@@ -64,7 +68,7 @@ def test_failed_trials_are_in_no_split(corpus):
 
 
 def test_random_target_trials_are_scored_from_the_first_go_cue(corpus):
-    row = datasets.load_dataset(str(corpus / "dataset"), "random_target", split="train")[0]
+    row = load(corpus, "random_target")["train"][0]
     for trial in row["trials"]:
         assert trial["scored_start_bin"] - trial["go_cue_bin"] in (0, 1)
         assert trial["scored_stop_bin"] <= trial["stop_bin"]
@@ -87,9 +91,8 @@ def test_a_folder_of_nwb_files_that_holds_something_is_refused(corpus):
 
 def test_ridge_and_kalman_decode_a_simulated_session_but_not_perfectly(tmp_path):
     options = ("--num-subjects", "1", "--sessions-per-subject", "1", "--num-trials", "100")
-    splits = datasets.load_dataset(
-        str(build(tmp_path, *options)), "center_out", cache_dir=str(tmp_path / "cache")
-    )
+    build(tmp_path, *options)
+    splits = load(tmp_path, "center_out")
     scores = {}
     for decoder in (RidgeDecoder(num_lags=10), KalmanDecoder()):
         decoder.fit(splits["train"], splits["validation"])
