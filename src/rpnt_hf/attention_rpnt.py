@@ -200,25 +200,41 @@ class RPNTContextKernel(nn.Module):
         self.kernel_proj = nn.Linear(size, config.num_attention_heads * query_taps * key_taps, bias=False)
         self.kernel_bias = nn.Parameter(torch.empty(config.num_attention_heads * query_taps * key_taps))
 
-    def forward(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
-        """Makes the kernels.
+    def context_terms(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """What each bin adds to the running context: `exp(a) h` and `exp(a)` beside it.
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(B, S, T, D)`): Normalised input of the layer.
             bin_mask (`torch.BoolTensor` of shape `(B, S, T)`, *optional*): True where a bin was recorded.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, S, H, T, Kq, Kk)`, non-negative, summing to 1 over the last two.
+            `torch.FloatTensor` of shape `(B, S, T, context_size + 1)`; 0 where nothing was recorded.
         """
         context = F.gelu(self.norm(self.context_proj(hidden_states)))
         weight = torch.exp(8 * torch.tanh(_at_least_fp32(self.score(context)) / 8))
         if bin_mask is not None:
             weight = weight * bin_mask[..., None]
-        sums = windowed_sum(torch.cat([weight * context, weight], dim=-1), self.window)
+        return torch.cat([weight * context, weight], dim=-1)
+
+    def kernels(self, sums: Tensor, dtype: torch.dtype) -> Tensor:
+        """Turns summed terms into kernels.
+
+        Args:
+            sums (`torch.FloatTensor` of shape `(B, S, T, context_size + 1)`): Terms summed over the window.
+            dtype (`torch.dtype`): Type in which the linear map runs.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, S, H, T, Kq, Kk)`, non-negative, summing to 1 over the last two.
+        """
         context = sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
-        logits = _at_least_fp32(self.kernel_proj(context.to(hidden_states.dtype))) + self.kernel_bias
+        logits = _at_least_fp32(self.kernel_proj(context.to(dtype))) + self.kernel_bias
         weights = logits.unflatten(-1, (-1, math.prod(self.kernel_size))).softmax(dim=-1)
         return weights.transpose(2, 3).unflatten(-1, self.kernel_size)
+
+    def forward(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """Makes the kernels of all bins: (B, S, T, D) -> (B, S, H, T, Kq, Kk)."""
+        sums = windowed_sum(self.context_terms(hidden_states, bin_mask), self.window)
+        return self.kernels(sums, hidden_states.dtype)
 
 
 def fuse_queries(query: Tensor, kernel: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from .attention_rpnt import (
     RPNTTemporalAttention,
 )
 from .configuration_rpnt import RPNTConfig
+from .embeddings_rpnt import RPNTEmbeddings
 from .errors import ConfigurationError, InputError
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
 
@@ -116,65 +117,6 @@ class RPNTForSequenceClassificationOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     spatial_attentions: tuple[Tensor, ...] | None = None
-
-
-class RPNTEmbeddings(nn.Module):
-    """Counts of one bin and site become one token; a causal convolution over time follows (DESIGN 2.1)."""
-
-    def __init__(self, config: RPNTConfig) -> None:
-        super().__init__()
-        self.unit_embedding = nn.Embedding(config.num_units, config.hidden_size)
-        self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.stem_kernel = config.stem_kernel
-        if config.stem_kernel > 1:  # the paper has no stem
-            self.stem = nn.Conv1d(
-                config.hidden_size, config.hidden_size, config.stem_kernel, groups=config.hidden_size
-            )
-            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.position_encoding = config.position_encoding
-        if config.position_encoding == "learned":
-            self.position_embedding = nn.Embedding(config.max_bins, config.hidden_size)
-
-    def forward(
-        self,
-        spike_counts: Tensor,
-        unit_ids: Tensor,
-        visible_units: Tensor,
-        masked_bins: Tensor | None,
-        bin_mask: Tensor | None,
-    ) -> Tensor:
-        """(B, S, T, N) -> (B, S, T, D)."""
-        # Square root: evens out the variance of Poisson counts. The paper embeds raw counts.
-        visible = visible_units.to(self.unit_embedding.weight.dtype)
-        share = visible / visible.sum(dim=-1, keepdim=True).clamp_min(1).sqrt()
-        units_BSND = self.unit_embedding(unit_ids) * share[..., None]
-        x_BSTD = spike_counts.to(units_BSND.dtype).sqrt() @ units_BSND
-        if masked_bins is not None:
-            x_BSTD = torch.where(masked_bins[..., None], self.mask_embedding.to(x_BSTD.dtype), x_BSTD)
-        if bin_mask is not None:
-            x_BSTD = x_BSTD * bin_mask[..., None]
-        if self.stem_kernel > 1:
-            channels_first = F.pad(x_BSTD.flatten(0, 1).transpose(1, 2), (self.stem_kernel - 1, 0))
-            stem = self.stem(channels_first).transpose(1, 2).reshape(x_BSTD.shape)
-            x_BSTD = self.norm(x_BSTD + stem)
-        if self.position_encoding in ("learned", "sinusoidal"):
-            x_BSTD = x_BSTD + self._positions(x_BSTD, bin_mask)
-        return x_BSTD
-
-    def _positions(self, x_BSTD: Tensor, bin_mask: Tensor | None) -> Tensor:
-        """Absolute positions, counted from the first recorded bin.
-
-        The official baseline multiplies them by zero.
-        """
-        bins = torch.arange(x_BSTD.shape[2], device=x_BSTD.device).expand(x_BSTD.shape[:3])
-        if bin_mask is not None:
-            bins = (bins - bin_mask.int().argmax(dim=-1, keepdim=True)).clamp_min(0)
-        if self.position_encoding == "learned":
-            return self.position_embedding(bins)
-        half = (x_BSTD.shape[-1] + 1) // 2
-        frequencies = torch.exp(torch.arange(half, device=bins.device) * (-math.log(10_000.0) / half))
-        angles = bins[..., None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : x_BSTD.shape[-1]].to(x_BSTD.dtype)
 
 
 class RPNTLayer(GradientCheckpointingLayer):
@@ -583,6 +525,25 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         )
         self.post_init()
 
+    def decode(self, hidden_states: Tensor, bin_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Reads behaviour out of the encoder's states, each bin by itself.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(B, S, T, D)`): Last hidden state.
+            bin_mask (`torch.BoolTensor` of shape `(B, S, T)`, *optional*): True where a bin was recorded.
+
+        Returns:
+            `tuple`: predictions (B, T, K) and log variances (B, T, K) or None, in physical units, and the
+            label s.d. (K,).
+        """
+        site_mask = None if bin_mask is None else bin_mask.transpose(1, 2)
+        decoded = self.decoder(self.site_pooling(hidden_states.transpose(1, 2), site_mask)).float()
+        K = self.config.num_targets
+        mean = decoded.new_tensor(self.config.label_mean or [0.0] * K)
+        scale = decoded.new_tensor(self.config.label_std or [1.0] * K)
+        log_variances = decoded[..., K:] + 2 * scale.log() if self.config.predict_variance else None
+        return mean + scale * decoded[..., :K], log_variances, scale
+
     @can_return_tuple
     def forward(
         self,
@@ -611,26 +572,20 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             InputError: Shapes do not fit each other or the configuration.
         """
         outputs = self.model(spike_counts, unit_ids, unit_mask, bin_mask, metadata, **kwargs)
-        site_mask = None if bin_mask is None else bin_mask.transpose(1, 2)
-        pooled_BTD = self.site_pooling(outputs.last_hidden_state.transpose(1, 2), site_mask)
-        decoded = self.decoder(pooled_BTD).float()
-        K = self.config.num_targets
-        mean = decoded.new_tensor(self.config.label_mean or [0.0] * K)
-        scale = decoded.new_tensor(self.config.label_std or [1.0] * K)
-        predictions = mean + scale * decoded[..., :K]
-        log_variances = decoded[..., K:] + 2 * scale.log() if self.config.predict_variance else None
+        predictions, log_variances, scale = self.decode(outputs.last_hidden_state, bin_mask)
 
         loss = None
         if labels is not None:
             bins = (spike_counts.shape[0], spike_counts.shape[2])
             self.model._check_shapes(
-                spike_counts, {"labels": (labels, (*bins, K)), "label_mask": (label_mask, bins)}
+                spike_counts,
+                {"labels": (labels, (*bins, self.config.num_targets)), "label_mask": (label_mask, bins)},
             )
             scored = (
                 torch.ones(bins, dtype=torch.bool, device=labels.device) if label_mask is None else label_mask
             )
-            if site_mask is not None:
-                scored = scored & site_mask.any(dim=-1)
+            if bin_mask is not None:
+                scored = scored & bin_mask.any(dim=1)
             loss = behavior_loss(predictions, labels, scored, scale, log_variances)
         return RPNTForMotorDecodingOutput(
             loss=loss,
