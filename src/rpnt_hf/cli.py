@@ -1,0 +1,320 @@
+"""The command `rpnt`: the main path from recordings to decoded movement, one subcommand for each step.
+
+Not for training: `training/pretrain.py` and `training/finetune.py` run under `accelerate launch`. Everything
+heavy is imported inside the command that needs it.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rpnt_hf.errors import CheckpointError, RPNTError
+from rpnt_hf.scripts import list_builders, load_builder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEMO_HELP = """\
+Run the whole path on simulated recordings: no data, no network, at most five minutes on two cores.
+
+Recordings of three subjects are simulated and written as NWB, built into a dataset and used for
+pretraining, all but one session. A decoder of that session is then trained from scratch and from the
+pretrained weights and compared with ridge regression, saved, loaded again through the Auto classes and
+run on the NWB file.
+"""
+DEMO_EXAMPLES = """\
+examples:
+  rpnt demo --out demo_out
+  rpnt demo --out demo_out --seed 3
+
+writes:
+  DIR/report.md, DIR/report.json    scores of the three decoders, with times
+  DIR/decoder/                      the finetuned checkpoint, for `rpnt decode` and from_pretrained
+  DIR/*.png                         decoded trajectories by direction, velocity traces, training curves
+"""
+BUILD_HELP = "Turn recordings into a dataset of binned spikes and behaviour, split for training and test."
+BUILD_EXAMPLES = """\
+examples:
+  rpnt build synthetic --help
+  rpnt build nwb --nwb-dir recordings --behavior cursor_vel --bin-size 0.05 --out dataset
+  rpnt build perich_miller --nwb-dir 000688 --bin-size 0.05 --out dataset
+
+The result is a folder of Parquet with a card; `datasets.load_dataset(folder)` reads it without this package.
+Each builder has its own options: `rpnt build NAME --help`.
+"""
+DECODE_HELP = "Decode movement from an NWB file; score it where the file has the behaviour."
+DECODE_EXAMPLES = """\
+examples:
+  rpnt decode demo_out/decoder demo_out/nwb/FILE.nwb
+  rpnt decode demo_out/decoder demo_out/nwb/FILE.nwb --out predictions.parquet
+
+The last line of the output is JSON: r2 (mean over the decoded dimensions), r2_variance_weighted,
+num_scored_bins, num_bins and seconds. Both scores are null where the file has no behaviour to compare with.
+"""
+INFO_EXAMPLES = """\
+examples:
+  rpnt info
+  rpnt info --json
+"""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "huggingface_hub",
+    "safetensors",
+    "pynwb",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scikit-learn",
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describes every command of `rpnt`.
+
+    Returns:
+        `argparse.ArgumentParser`: Parser whose result has `run`, the function that takes the arguments.
+    """
+    parser = argparse.ArgumentParser(
+        prog="rpnt",
+        description="Spikes in, movement out: RPNT, a pretrained transformer for intracortical recordings.",
+        epilog="`rpnt COMMAND --help` explains a command, with examples. First: rpnt demo --out demo_out",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    demo = add("demo", "run the whole path on simulated recordings", DEMO_HELP, DEMO_EXAMPLES)
+    demo.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty")
+    demo.add_argument("--seed", type=int, default=0, help="seed of simulation and training (default 0)")
+    demo.set_defaults(run=run_demo)
+
+    build = add("build", "turn recordings into a dataset", BUILD_HELP, BUILD_EXAMPLES)
+    build.add_argument("name", metavar="NAME", help=f"builder: {', '.join(list_builders())}")
+    build.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of that builder")
+    build.set_defaults(run=run_build)
+
+    decode = add("decode", "decode movement from an NWB file", DECODE_HELP, DECODE_EXAMPLES)
+    decode.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id of a decoder")
+    decode.add_argument("recording", type=Path, metavar="FILE.nwb", help="recording to decode")
+    decode.add_argument("--out", type=Path, metavar="FILE.parquet", help="write one row per bin to this file")
+    decode.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
+    decode.set_defaults(run=run_decode)
+
+    info = add("info", "print versions and devices", "Print versions and devices.", INFO_EXAMPLES)
+    info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    info.set_defaults(run=run_info)
+    return parser
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt demo`.
+
+    Args:
+        arguments (`argparse.Namespace`): `out` and `seed`.
+    """
+    from rpnt_hf.demo import run
+
+    report = run(arguments.out, seed=arguments.seed)
+    print((arguments.out / "report.md").read_text())
+    print(json.dumps(report["r2"]))
+
+
+def run_build(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt build NAME ...`.
+
+    Args:
+        arguments (`argparse.Namespace`): `name` and `options`, the words that follow it.
+    """
+    builder = load_builder(arguments.name)
+    parser = argparse.ArgumentParser(
+        prog=f"rpnt build {arguments.name}",
+        description=builder.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    builder.add_arguments(parser)
+    print(builder.build(parser.parse_args(arguments.options)))
+
+
+def run_decode(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt decode`.
+
+    Args:
+        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out` and `session_id`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, or is no decoder.
+        RecordingError: The recording cannot be read.
+        InputError: The recording does not fit the checkpoint.
+    """
+    from rpnt_hf.data.nwb import read_nwb
+    from rpnt_hf.decoding import decode_recording
+    from rpnt_hf.metrics import r2_scores
+
+    began = time.perf_counter()
+    recording = read_nwb(arguments.recording)
+    if arguments.session_id is not None:
+        recording = dataclasses.replace(recording, session_id=arguments.session_id)
+    model, processor = load_decoder(arguments.checkpoint)
+    table = decode_recording(model, processor, recording)
+    predicted = [name for name in table.columns if name.endswith("_predicted")]
+    true = [name.removesuffix("_predicted") for name in predicted]
+    scored = table[table["scored"]]
+    scores: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
+    if len(scored):
+        scores = r2_scores(scored[true], scored[predicted])
+    if arguments.out is not None:
+        write_parquet(table, arguments.out)
+        print(arguments.out)
+    seconds = round(time.perf_counter() - began, 3)
+    print(json.dumps({**scores, "num_scored_bins": len(scored), "num_bins": len(table), "seconds": seconds}))
+
+
+def load_decoder(checkpoint: str) -> tuple[Any, Any]:
+    """Loads a trained decoder and its processor.
+
+    Args:
+        checkpoint (`str`): Folder, or id on the Hub.
+
+    Returns:
+        `tuple`: The `RPNTForMotorDecoding` and its `RPNTProcessor`.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it holds no decoder.
+    """
+    from transformers import AutoConfig
+
+    from rpnt_hf import AutoModelForMotorDecoding, RPNTProcessor
+
+    path = Path(checkpoint)
+    if not path.is_dir() and (path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir())):
+        raise CheckpointError(
+            f"CHECKPOINT must be a folder with a saved decoder, got '{path}', which is none."
+        )
+    try:
+        architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
+        if "RPNTForMotorDecoding" not in architectures:
+            raise CheckpointError(
+                "CHECKPOINT must hold a trained decoder (RPNTForMotorDecoding), got "
+                f"{', '.join(architectures) or 'no model'} in '{checkpoint}'. Train one with "
+                "training/finetune.py, which takes a pretrained model as `init`."
+            )
+        model = AutoModelForMotorDecoding.from_pretrained(checkpoint)
+        return model, RPNTProcessor.from_pretrained(checkpoint)
+    except RPNTError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CheckpointError(
+            "CHECKPOINT must be a folder with a saved decoder, or the id of one on the Hub, got "
+            f"'{checkpoint}': {reason}"
+        ) from error
+
+
+def write_parquet(table: "pd.DataFrame", path: Path) -> None:
+    """Writes a table to a Parquet file, whole or not at all; an existing file is replaced.
+
+    Args:
+        table (`pd.DataFrame`): What to write.
+        path (`Path`): File to write; its folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        unfinished = Path(folder) / path.name
+        table.to_parquet(unfinished, index=False)
+        unfinished.replace(path)
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt info`.
+
+    Args:
+        arguments (`argparse.Namespace`): `json`, whether to print one JSON object instead of text.
+    """
+    information = describe_installation()
+    if arguments.json:
+        print(json.dumps(information))
+        return
+    width = max(len(name) for name in information["packages"])
+    for name, version in information["packages"].items():
+        print(f"{name:<{width}}  {version}")
+    for device in information["devices"]:
+        print(f"{'device':<{width}}  {device}")
+
+
+def describe_installation() -> dict[str, Any]:
+    """Collects versions and devices, for `rpnt info` and for reports of runs.
+
+    Returns:
+        `dict[str, Any]`: `packages`, name to version, and `devices`, a line for each.
+    """
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    import rpnt_hf
+
+    versions = {"rpnt_hf": importlib.metadata.version("rpnt_hf"), "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    devices = [f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()})"]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(f"cuda:{index} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {"packages": versions, "devices": devices, "folder": str(Path(rpnt_hf.__file__).parent)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Words after `rpnt`; those of the process where left out.
+
+    Returns:
+        `int`: 0, 2 where the input was refused (`RPNTError`, or an option that does not exist), 1 where the
+        machine refused (a file, the network, a missing extra), 130 where the user interrupted.
+    """
+    arguments = build_parser().parse_args(argv)
+    handler = logging.StreamHandler(sys.stderr)
+    loggers = [logging.getLogger(name) for name in ("rpnt_hf", "rpnt_hf_scripts")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        arguments.run(arguments)
+    except RPNTError as error:
+        print(f"rpnt: {error}", file=sys.stderr)
+        return 2
+    except (OSError, ImportError) as error:
+        print(f"rpnt: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rpnt: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
