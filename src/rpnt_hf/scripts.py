@@ -50,7 +50,7 @@ def load_script(name: str) -> ModuleType:
         ConfigurationError: If there is no such script.
     """
     path = find_script(name)
-    module_name = "rpnt_hf_scripts." + ".".join(Path(name).with_suffix("").parts)
+    module_name = "_".join(("rpnt_hf", *Path(name).with_suffix("").parts))  # importable by name: no parent
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
