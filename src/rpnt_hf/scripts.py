@@ -50,9 +50,14 @@ def load_script(name: str) -> ModuleType:
         ConfigurationError: If there is no such script.
     """
     path = find_script(name)
-    module_name = "_".join(("rpnt_hf", *Path(name).with_suffix("").parts))  # importable by name: no parent
+    parts = ("rpnt_hf_scripts", *Path(name).with_suffix("").parts)
+    module_name = ".".join(parts)
     if module_name in sys.modules:
         return sys.modules[module_name]
+    for depth in range(1, len(parts)):  # packages without files, so that the module can be imported by name
+        package = ModuleType(".".join(parts[:depth]))
+        package.__path__ = []
+        sys.modules.setdefault(package.__name__, package)
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
