@@ -165,11 +165,11 @@ def test_download_names_the_extra_that_it_needs(tmp_path, monkeypatch):
 
 
 def test_any_series_of_any_files_is_built_in_blocks(tmp_path):
-    for name in ("A1", "A2"):
-        write_nwb(
-            tmp_path / f"ses-{name}.nwb", [[0.1, 15.0], [3.0]], [series("lever", data=np.arange(4000.0), duration=40)],
-            obs_intervals=np.array([[0.0, 40.0]]),
-        )  # fmt: skip
+    lever = series("lever", data=np.arange(4000.0), duration=40)
+    observed = np.array([[0.0, 40.0]])
+    write_nwb(tmp_path / "ses-A1.nwb", [[0.1, 15.0], [3.0]], [lever], obs_intervals=observed)
+    lever = series("lever", data=np.arange(4000.0), duration=40)
+    write_nwb(tmp_path / "ses-A2.nwb", [[0.1, 15.0], [3.0]], [lever], obs_intervals=observed)
     options = (
         "--nwb-dir",
         tmp_path,
