@@ -6,6 +6,7 @@ from .data.nwb import Recording, read_nwb
 from .data.simulate import simulate
 from .modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining, RPNTForSequenceClassification, RPNTModel
 from .processing_rpnt import RPNTProcessor
+from .streaming import StreamingDecoder
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "RPNTModel",
     "RPNTProcessor",
     "Recording",
+    "StreamingDecoder",
     "read_nwb",
     "simulate",
 ]
