@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Before matplotlib or a Hugging Face library is imported by a test: no display, no network.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Fixtures of modules and sessions load datasets through a cache of this run.
+DATASET_CACHE = tempfile.TemporaryDirectory(prefix="rpnt-tests-")
+os.environ["HF_DATASETS_CACHE"] = DATASET_CACHE.name
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +27,16 @@ def seeded() -> None:
     """Starts every test from the same random state, so that the order of tests changes nothing."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_dataset_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives every test a cache of its own, in this process and in those that it starts."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets-cache", numbered=True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder))
 
 
 @pytest.fixture(scope="session")
