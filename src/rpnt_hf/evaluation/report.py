@@ -1,5 +1,4 @@
-"""Reports of runs: `report.json` for programs and `report.md` for people, with what is needed to run it
-again.
+"""Reports of runs: `report.json` for programs, `report.md` for people, with what is needed to run it again.
 
 Not for pictures: those are made by `rpnt_hf.analysis.plots` and only named here.
 """
@@ -66,7 +65,7 @@ def describe_run() -> dict[str, Any]:
         from it; None outside a git checkout of the package), `python` and `versions`.
     """
     program = Path(sys.argv[0]).name
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
