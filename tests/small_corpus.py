@@ -1,4 +1,4 @@
-"""A tiny corpus for tests of training: two sessions, two sites, short trials, counts that know the trial they are in."""
+"""A tiny corpus for tests of training: two sessions, two sites, short trials."""
 
 import datetime
 

@@ -47,7 +47,11 @@ def test_a_new_session_is_appended(processor):
 
 @pytest.mark.parametrize(
     ("session_id", "unit_ids", "message"),
-    [("a", ["9"], "added once, got 'a' again"), ("c", ["1", "1"], "all different"), ("c", [], "at least one")],
+    [
+        ("a", ["9"], "added once, got 'a' again"),
+        ("c", ["1", "1"], "all different"),
+        ("c", [], "at least one"),
+    ],
 )
 def test_bad_sessions_are_refused(processor, session_id, unit_ids, message):
     with pytest.raises(InputError, match=message):
@@ -93,7 +97,12 @@ def test_counts_with_a_site_axis_keep_it(processor):
 @pytest.mark.parametrize(
     ("counts", "session_id", "options", "message"),
     [
-        (np.zeros((4, 3)), "x", {}, r"session of the vocabulary \('b', 'a'\), got 'x'.*add_session.*resize_unit"),
+        (
+            np.zeros((4, 3)),
+            "x",
+            {},
+            r"session of the vocabulary \('b', 'a'\), got 'x'.*add_session.*resize_unit",
+        ),
         (np.zeros((4, 3)), None, {}, "session of the vocabulary"),
         (np.zeros((4, 4)), "b", {}, "must have the 3 units .* got 4"),
         (np.full((4, 3), 0.5), "b", {}, "or fractions"),
@@ -148,7 +157,11 @@ def test_a_recording_and_its_row_give_the_same_tensors(rows):
 def test_a_vocabulary_is_made_from_rows(rows):
     processor = RPNTProcessor.from_rows(rows)
     assert {name: len(units) for name, units in processor.sessions.items()} == {"a": 6, "b": 5}
-    assert (processor.subjects, processor.tasks, processor.corpus_start) == (["A", "B"], ["center_out"], "2020-01-01")
+    assert (processor.subjects, processor.tasks, processor.corpus_start) == (
+        ["A", "B"],
+        ["center_out"],
+        "2020-01-01",
+    )
     with pytest.raises(InputError, match="the same `bin_size`"):
         RPNTProcessor.from_rows([rows[0], {**rows[-1], "bin_size": 0.1}])
 

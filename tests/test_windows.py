@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from small_corpus import build_small_corpus
+from small_corpus import build_small_corpus, make_recording
 
-from rpnt_hf.data.loading import label_statistics, load_rows, select_sessions, select_trials, unit_means, view_rows
+from rpnt_hf.data.builder import BuilderConfig, build_dataset
+from rpnt_hf.data.loading import (
+    label_statistics,
+    load_rows,
+    select_sessions,
+    select_trials,
+    unit_means,
+    view_rows,
+)
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.errors import ConfigurationError, DatasetError, InputError
@@ -61,7 +69,7 @@ def test_no_bin_of_a_test_trial_is_in_a_training_window(corpus, rows, pairs):
 def test_rows_are_views_of_the_file(rows):
     counts = row_counts(rows[0])
     assert not counts.flags.owndata
-    assert not counts.flags.writeable
+    assert not counts.flags.writeable  # the file is mapped for reading
     window = WindowSampler(rows, 25, 4).windows(0)[0]
     assert np.shares_memory(WindowDataset(rows)[window].counts, row_counts(rows[window.row]))
 
@@ -120,7 +128,9 @@ def test_fixed_windows_leave_context_out_and_cover_the_rest(corpus):
     assert any(row["num_context_bins"] for row in rows)
     windows = WindowSampler(rows, 8, 4, pairs=True, training=False).windows(0)
     for index, row in enumerate(rows):
-        covered = [bin_ for window in windows if window.row == index for bin_ in range(window.start, window.stop)]
+        covered = [
+            bin_ for window in windows if window.row == index for bin_ in range(window.start, window.stop)
+        ]
         assert covered == list(range(row["num_context_bins"], row["num_bins"]))
     assert windows == WindowSampler(rows, 8, 4, pairs=True, training=False).windows(5)
 
@@ -128,7 +138,9 @@ def test_fixed_windows_leave_context_out_and_cover_the_rest(corpus):
 def test_padding_does_not_change_what_a_window_holds(rows, processor):
     windows = [window for batch in WindowSampler(rows, 30, 4).batches(0) for window in batch]
     long = next(window for window in windows if rows[window.row]["session_id"] == "a")
-    short = next(w for w in windows if rows[w.row]["session_id"] == "b" and w.stop - w.start < long.stop - long.start)
+    short = next(
+        w for w in windows if rows[w.row]["session_id"] == "b" and w.stop - w.start < long.stop - long.start
+    )
     together = collate(rows, processor, [long, short], unit_dropout=0.3, metadata_dropout=0.5)
     alone = collate(rows, processor, [short], unit_dropout=0.3, metadata_dropout=0.5)
     bins, units = short.stop - short.start, alone["unit_mask"].shape[-1]
@@ -232,18 +244,22 @@ def test_few_trials_are_cut_out_and_nothing_else(rows):
         assert kept == count == sum(len(row["trials"]) for row in cut)
         assert sum(row["num_bins"] for row in cut) == 20 * count
     some, more = (
-        {(row["session_id"], trial["trial_index"]) for row in select_trials(rows, count=n)[0] for trial in row["trials"]}
+        {
+            (row["session_id"], trial["trial_index"])
+            for row in select_trials(rows, count=n)[0]
+            for trial in row["trials"]
+        }
         for n in (3, 6)
     )
     assert some < more
     assert select_trials(rows, fraction=0.01)[1] == 1
     cut, _ = select_trials(rows, count=total)
-    whole = {row["session_id"]: row_counts(row).sum() for row in rows if row["start_time"] == 0}
     assert sum(scored_bins(row).sum() for row in cut) == sum(scored_bins(row).sum() for row in rows)
-    assert whole
 
 
-@pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 10_000}, {"fraction": 1.5}, {"count": 1, "fraction": 0.5}])
+@pytest.mark.parametrize(
+    "arguments", [{"count": 0}, {"count": 10_000}, {"fraction": 1.5}, {"count": 1, "fraction": 0.5}]
+)
 def test_impossible_numbers_of_trials_are_refused(rows, arguments):
     with pytest.raises(DatasetError, match="Training trials must be"):
         select_trials(rows, **arguments)
@@ -252,7 +268,7 @@ def test_impossible_numbers_of_trials_are_refused(rows, arguments):
 def test_sessions_are_chosen_by_name(rows):
     assert {row["session_id"] for row in select_sessions(rows, ["a"])} == {"a"}
     assert {row["session_id"] for row in select_sessions(rows, exclude=["a"])} == {"b"}
-    with pytest.raises(DatasetError, match="got 'c'.*There are: a, b"):
+    with pytest.raises(DatasetError, match=r"got .c..*There are: a, b"):
         select_sessions(rows, ["c"])
     with pytest.raises(DatasetError, match="At least one session must remain"):
         select_sessions(rows, exclude=["a", "b"])
@@ -266,6 +282,16 @@ def test_statistics_are_those_of_scored_bins(rows):
     means = unit_means(rows)
     counts = np.concatenate([row_counts(row) for row in rows if row["session_id"] == "b"])
     np.testing.assert_allclose(means["b"], counts.mean(axis=0))
+
+
+def test_a_dataset_that_is_built_again_is_read_again(tmp_path):
+    for bin_size, name in ((0.05, "first"), (0.1, "second")):
+        build_dataset([make_recording("a")], tmp_path / name, BuilderConfig(bin_size))
+    for name in ("first", "second"):
+        (tmp_path / name).rename(tmp_path / "built")
+        assert load_rows(tmp_path / "built")[0]["bin_size"] == (0.05 if name == "first" else 0.1)
+        (tmp_path / "built").rename(tmp_path / "done")
+        (tmp_path / "done").rename(tmp_path / f"done {name}")
 
 
 def test_what_is_no_dataset_is_refused(tmp_path, corpus):

@@ -175,7 +175,12 @@ def make_model(
             num_slots=options.num_slots,
         )
         return model, processor, sorted(processor.sessions)
-    config = RPNTConfig.from_pretrained(options.init)
+    try:
+        config = RPNTConfig.from_pretrained(options.init)
+    except OSError as error:
+        raise CheckpointError(
+            f"`init` must be 'scratch' or a checkpoint folder, but '{options.init}' cannot be loaded: {error}"
+        ) from error
     is_decoder = "RPNTForMotorDecoding" in (config.architectures or [])
     if is_decoder:
         for name in ("target_names", "target_units"):

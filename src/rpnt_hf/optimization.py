@@ -118,12 +118,12 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, num
     """
     check_range("warmup_fraction", config.warmup_fraction, 0 <= config.warmup_fraction < 1, "in [0, 1)")
     if config.schedule == "one_cycle":
-        # The scheduler counts the step before the first one too.
+        # One step more than the run has, so that the last rate is above 0 and each phase has a length.
         return OneCycleLR(
             optimizer,
             max_lr=config.learning_rate,
-            total_steps=num_steps + 1,
-            pct_start=max(config.warmup_fraction, 1 / (num_steps + 1)),
+            total_steps=num_steps + 2,
+            pct_start=max(config.warmup_fraction, 2 / (num_steps + 2)),
             cycle_momentum=False,
         )
     warmup = round(config.warmup_fraction * num_steps)
@@ -191,7 +191,7 @@ def parse_options(options: type[Options], argv: Sequence[str] | None, descriptio
     Raises:
         ConfigurationError: An option is unknown, missing or of the wrong type, or the file cannot be read.
     """
-    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(options, nested_key=None)
     try:

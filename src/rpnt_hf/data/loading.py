@@ -4,6 +4,7 @@ Rows stay memory-mapped: their large columns are views of the Arrow file. Not he
 (`windows.py`).
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import DatasetError, closest_names
@@ -45,7 +47,7 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
         DatasetError: Nothing of that name can be loaded, or it is not a built dataset.
     """
     try:
-        dataset = datasets.load_dataset(str(data), config_name, split=split)
+        dataset = datasets.load_dataset(str(data), config_name, split=split, cache_dir=_cache_dir(Path(data)))
     except (FileNotFoundError, ValueError) as error:
         raise DatasetError(
             f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
@@ -60,6 +62,20 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "missing. Build it with `rpnt build`."
         )
     return dataset
+
+
+def _cache_dir(folder: Path) -> str | None:
+    """Gives a local dataset a cache of its own: `datasets` tells folders apart by their names only.
+
+    Otherwise a dataset that was built again, or another one of the same name, would be read as it was before.
+    """
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.rglob("*")):
+        status = path.stat()
+        digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}".encode())
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "rpnt_hf" / digest.hexdigest()[:16])
 
 
 def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
@@ -78,10 +94,19 @@ def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
         table = tables[i]
         row = {}
         for name in table.column_names:
-            value = table.column(name)[0]
-            row[name] = value.as_buffer() if name in BINARY_COLUMNS and value.is_valid else value.as_py()
+            values = table.column(name).chunk(0)
+            row[name] = _view(values) if name in BINARY_COLUMNS else values[0].as_py()
         rows.append(row)
     return rows
+
+
+def _view(values: pa.LargeBinaryArray) -> pa.Buffer | None:
+    """Slices the bytes of one value out of its array's buffer; `values[0].as_buffer()` would copy them."""
+    if not values[0].is_valid:
+        return None
+    _, offsets, content = values.buffers()
+    start, stop = np.frombuffer(offsets, np.int64)[values.offset : values.offset + 2].tolist()
+    return content.slice(start, stop - start) if stop > start else pa.py_buffer(b"")
 
 
 def select_sessions(

@@ -1,0 +1,402 @@
+import copy
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from small_corpus import build_small_corpus, make_recording
+
+from rpnt_hf.checkpoints import RunFolder
+from rpnt_hf.configuration_rpnt import RPNTConfig
+from rpnt_hf.data.builder import BuilderConfig, build_dataset
+from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.decoding import decode_recording, decode_rows
+from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
+from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
+from rpnt_hf.optimization import OptimizerConfig, make_schedule
+from rpnt_hf.processing_rpnt import RPNTProcessor
+from rpnt_hf.scripts import load_script
+
+SMALL = [
+    "--model.hidden_size=32", "--model.intermediate_size=32", "--model.num_attention_heads=1",
+    "--model.num_hidden_layers=1", "--model.attention_window=8", "--model.stem_kernel=3", "--cpu=true",
+    "--window_bins=16", "--batch_size=8", "--metadata_dropout=0.2", "--unit_dropout=0.1",
+    "--optimizer.averaging_decay=0.9",
+]  # fmt: skip
+TIMES = ("bins_per_second",)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its state in classes; each run here starts as in a process of its own."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build_small_corpus(tmp_path_factory.mktemp("corpus") / "built")
+
+
+def run(script, corpus, output_dir, *arguments):
+    main = load_script(f"training/{script}.py").main
+    return main([f"--data={corpus}", f"--output_dir={output_dir}", *SMALL, *arguments])
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus, tmp_path_factory):
+    """Pretrained on session "a" only."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    run("pretrain", corpus, folder, "--exclude_sessions=[b]", "--epochs=4", "--validate_every=6")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(corpus, pretrained, tmp_path_factory):
+    """A decoder of session "a"."""
+    folder = tmp_path_factory.mktemp("decoder") / "run"
+    run("finetune", corpus, folder, "--sessions=[a]", f"--init={pretrained}", "--epochs=3")
+    return folder
+
+
+def history(folder):
+    entries = json.loads((folder / "history.json").read_text())
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    torch.testing.assert_close(weights(first), weights(second), rtol=0, atol=0)
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def killed_after(monkeypatch, num_checkpoints):
+    """Lets a run die right after one of its checkpoints."""
+    save, seen = RunFolder.save_checkpoint, []
+
+    def save_and_die(folder, *arguments):
+        save(folder, *arguments)
+        seen.append(folder)
+        if len(seen) == num_checkpoints:
+            raise KilledError
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_and_die)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "num_checkpoints"),
+    [
+        ("finetune", ["--epochs=4", "--checkpoint_every=1", "--accumulation_steps=2"], 3),
+        ("pretrain", ["--epochs=4", "--checkpoint_every=5", "--validate_every=3"], 3),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    corpus, tmp_path, monkeypatch, script, arguments, num_checkpoints
+):
+    """The run dies in the third epoch or later, for pretraining in the middle of one."""
+    run(script, corpus, tmp_path / "whole", *arguments)
+    with monkeypatch.context() as patch:
+        killed_after(patch, num_checkpoints)
+        with pytest.raises(KilledError):
+            run(script, corpus, tmp_path / "parts", *arguments)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    torch.rand(7)  # another process has another random state
+    unfinished = tmp_path / "parts" / "checkpoints" / "unfinished_step_99999999"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"torn")
+    run(script, corpus, tmp_path / "parts", *arguments, "--resume=true")
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert not unfinished.exists()
+    assert len(list((tmp_path / "parts" / "checkpoints").iterdir())) == 2
+
+
+def test_pretraining_dies_inside_an_epoch_in_the_test_above(corpus):
+    script = load_script("training/pretrain.py")
+    rows = script.view_rows(load_rows(corpus))
+    per_epoch = len(script.WindowSampler(rows, 16, 8, pairs=True).batches(0))
+    assert 15 % per_epoch != 0
+    assert 2 * per_epoch < 15
+
+
+@pytest.mark.parametrize("script", ["finetune", "pretrain"])
+def test_the_same_seed_gives_the_same_run_and_another_does_not(corpus, tmp_path, script):
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        run(script, corpus, tmp_path / name, "--epochs=2", f"--seed={seed}")
+    assert history(tmp_path / "first") == history(tmp_path / "second")
+    assert history(tmp_path / "first") != history(tmp_path / "third")
+    assert_same_weights(tmp_path / "first", tmp_path / "second")
+
+
+def test_what_is_saved_is_the_best_on_validation(corpus, decoder):
+    results = json.loads((decoder / "results.json").read_text())
+    best = max(entry["validation_r2"] for entry in history(decoder))
+    assert results["validation"]["r2"] == best
+    model, processor = RPNTForMotorDecoding.from_pretrained(decoder), RPNTProcessor.from_pretrained(decoder)
+    finetune = load_script("training/finetune.py")
+    for split in ("validation", "test"):
+        rows = [row for row in view_rows(load_rows(corpus, split=split)) if row["session_id"] == "a"]
+        again = finetune.score(Accelerator(cpu=True), model, processor, rows, 8)
+        assert again["r2"] == pytest.approx(results[split]["r2"], abs=1e-6)
+
+
+def test_pretraining_learns_and_knows_only_its_sessions(pretrained):
+    entries = history(pretrained)
+    assert entries[-1]["validation_poisson_loss"] < entries[0]["validation_poisson_loss"]
+    assert list(RPNTProcessor.from_pretrained(pretrained).sessions) == ["a"]
+    assert RPNTForPreTraining.from_pretrained(pretrained).config.num_units == 6
+
+
+def changed(before, after):
+    """Names of the weights that differ, and rows of the unit embedding that do."""
+    names = {name for name in before if not torch.equal(before[name], after[name][: len(before[name])])}
+    key = next(name for name in before if name.endswith("unit_embedding.weight"))
+    rows = (before[key] != after[key][: len(before[key])]).any(dim=1)
+    return {
+        name.split(".")[0] if name != key else "units" for name in names
+    }, rows.nonzero().flatten().tolist()
+
+
+def test_full_mode_trains_everything_but_other_sessions(corpus, decoder, tmp_path):
+    run("finetune", corpus, tmp_path / "run", "--sessions=[b]", f"--init={decoder}", "--epochs=1")
+    names, rows = changed(weights(decoder), weights(tmp_path / "run"))
+    assert names >= {"model", "decoder"}
+    assert rows == []  # the six rows of "a"; those of "b" are new
+
+
+def test_frozen_mode_trains_the_head_and_the_units_at_hand(corpus, pretrained, tmp_path):
+    arguments = [f"--init={pretrained}", "--epochs=2", "--mode=frozen"]
+    run("finetune", corpus, tmp_path / "run", "--sessions=[a]", *arguments)
+    before, after = weights(pretrained), weights(tmp_path / "run")
+    shared = {name: value for name, value in before.items() if name.startswith("model.")}
+    names, rows = changed(shared, after)
+    assert names == {"units"}
+    assert rows == list(range(6))
+    run("finetune", corpus, tmp_path / "other", "--sessions=[b]", *arguments)
+    assert changed(shared, weights(tmp_path / "other")) == (set(), [])
+    assert after["decoder.weight"].abs().sum() > 0
+
+
+def test_units_mode_trains_only_the_rows_of_new_sessions(corpus, decoder, tmp_path):
+    run("finetune", corpus, tmp_path / "run", f"--init={decoder}", "--epochs=2", "--mode=units")
+    before, after = weights(decoder), weights(tmp_path / "run")
+    assert changed(before, after) == (set(), [])
+    assert after["model.embeddings.unit_embedding.weight"].shape[0] == 11
+    model = RPNTForMotorDecoding.from_pretrained(tmp_path / "run")
+    assert model.config.label_mean == RPNTConfig.from_pretrained(decoder).label_mean
+    assert RPNTProcessor.from_pretrained(tmp_path / "run").session_rows("b") == range(6, 11)
+
+
+def test_units_mode_moves_the_new_rows(corpus, decoder, tmp_path, monkeypatch):
+    finetune = load_script("training/finetune.py")
+    made = []
+    monkeypatch.setattr(
+        finetune,
+        "freeze",
+        lambda model, *rest, freeze=finetune.freeze: (
+            freeze(model, *rest),
+            made.append(copy.deepcopy(model)),
+        ),
+    )
+    run(
+        "finetune",
+        corpus,
+        tmp_path / "run",
+        "--sessions=[b]",
+        f"--init={decoder}",
+        "--epochs=2",
+        "--mode=units",
+    )
+    names, rows = changed(made[0].state_dict(), weights(tmp_path / "run"))
+    assert names == {"units"}
+    assert rows == list(range(6, 11))
+
+
+def test_few_shot_counts_its_trials(corpus, tmp_path):
+    results = run("finetune", corpus, tmp_path / "run", "--training_trials=2", "--epochs=1", "--sessions=[b]")
+    assert results["training_trials"] == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["sessions"] == ["b"]
+
+
+def test_a_config_file_is_read_and_arguments_win(corpus, tmp_path):
+    (tmp_path / "run.yaml").write_text("epochs: 50\noptimizer:\n  learning_rate: 0.01\n  schedule: cosine\n")
+    run("finetune", corpus, tmp_path / "run", f"--config={tmp_path / 'run.yaml'}", "--epochs=1")
+    saved = json.loads((tmp_path / "run" / "run_config.json").read_text())
+    assert saved["epochs"] == 1
+    assert (saved["optimizer"]["learning_rate"], saved["optimizer"]["schedule"]) == (0.01, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--epoch=1"], ConfigurationError, "--epoch"),
+        (["--optimizer.rate=1"], ConfigurationError, "optimizer.rate"),
+        (["--epochs=two"], ConfigurationError, "epochs"),
+        (["--epochs=0"], ConfigurationError, "`epochs` must be 1 or more"),
+        (["--model.hidden=8"], ConfigurationError, "got `hidden`"),
+        (["--optimizer.learning_rate=-1"], ConfigurationError, "`learning_rate` must be above 0"),
+        (["--sessions=[c]"], DatasetError, "got 'c'"),
+        (["--training_trials=1000"], DatasetError, "Training trials must be"),
+        (["--mode=frozen"], ConfigurationError, "From scratch everything must be trained"),
+        (["--init=/"], CheckpointError, "cannot be loaded"),
+        (["--unit_dropout=0.9"], ConfigurationError, "`unit_dropout` must lie in"),
+    ],
+)
+def test_bad_options_leave_nothing_behind(corpus, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        run("finetune", corpus, tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_units_mode_needs_a_head_and_a_new_session(corpus, pretrained, decoder, tmp_path):
+    with pytest.raises(CheckpointError, match="must start from a checkpoint with a decoding head"):
+        run("finetune", corpus, tmp_path / "run", f"--init={pretrained}", "--mode=units")
+    with pytest.raises(CheckpointError, match="a session whose units the checkpoint does not know"):
+        run("finetune", corpus, tmp_path / "run", f"--init={decoder}", "--mode=units", "--sessions=[a]")
+
+
+def test_data_binned_otherwise_are_refused(decoder, tmp_path):
+    other = build_dataset([make_recording("a")], tmp_path / "built", BuilderConfig(0.1))
+    with pytest.raises(InputError, match=r"`bin_size` must be 0.05 s"):
+        run("finetune", other, tmp_path / "run", f"--init={decoder}")
+
+
+def test_a_folder_in_use_is_refused(corpus, decoder, tmp_path):
+    with pytest.raises(CheckpointError, match="holds something"):
+        run("finetune", corpus, decoder)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds something else"):
+        run("finetune", corpus, tmp_path, "--resume=true")
+    shutil.copytree(decoder, tmp_path / "copy")
+    with pytest.raises(CheckpointError, match=r"epochs.* changed"):
+        run("finetune", corpus, tmp_path / "copy", "--resume=true", "--epochs=9")
+
+
+def test_bfloat16_and_tensorboard_run(corpus, tmp_path):
+    pytest.importorskip("tensorboard")
+    results = run(
+        "finetune", corpus, tmp_path / "run", "--epochs=1", "--mixed_precision=bf16", "--tensorboard=true"
+    )
+    assert math.isfinite(results["validation"]["r2"])
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    assert weights(tmp_path / "run")["decoder.weight"].dtype == torch.float32
+
+
+def test_slots_are_trained_and_decoded(corpus, tmp_path):
+    slots = ["--model.unit_embedding=slots", "--num_slots=2", "--epochs=1"]
+    run("pretrain", corpus, tmp_path / "pretrained", *slots, "--exclude_sessions=[b]")
+    results = run(
+        "finetune",
+        corpus,
+        tmp_path / "run",
+        f"--init={tmp_path / 'pretrained'}",
+        "--sessions=[b]",
+        "--epochs=1",
+    )
+    assert results["test"]["scored_bins"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("num_steps", [1, 10])
+def test_schedules_last_exactly_the_run(schedule, num_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = make_schedule(optimizer, OptimizerConfig(0.1, schedule=schedule), num_steps)
+    rates = []
+    for _ in range(num_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) <= 0.1 + 1e-12
+    assert min(rates) > 0
+
+
+@pytest.fixture
+def whole_row_decoder(corpus, decoder):
+    rows = view_rows(load_rows(corpus, split="test"))
+    return (
+        RPNTForMotorDecoding.from_pretrained(decoder),
+        RPNTProcessor.from_pretrained(decoder),
+        [row for row in rows if row["session_id"] == "a"],
+    )
+
+
+def test_decoding_does_not_depend_on_batches(whole_row_decoder):
+    model, processor, rows = whole_row_decoder
+    together, alone = decode_rows(model, processor, rows, 16), decode_rows(model, processor, rows, 1)
+    for first, second, row in zip(together, alone, rows, strict=True):
+        assert first.shape == (row["num_bins"], 2)
+        np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+def test_windowed_decoding_is_causal_and_keeps_second_halves(whole_row_decoder):
+    _, processor, rows = whole_row_decoder
+    torch.manual_seed(0)
+    fields = {"num_units": 6, "hidden_size": 32, "num_attention_heads": 1, "intermediate_size": 16}
+    model = RPNTForMotorDecoding(RPNTConfig.preset("tiny", **fields, attention_window=None)).eval()
+    processor.window_bins = 10
+    row = max(rows, key=lambda row: row["num_bins"])
+    decoded = decode_rows(model, processor, [row])[0]
+    assert np.isfinite(decoded).all()
+    inputs = processor(row)
+    cut = {
+        **inputs,
+        "spike_counts": inputs["spike_counts"][:, :, 5:15],
+        "bin_mask": inputs["bin_mask"][:, :, 5:15],
+    }
+    with torch.no_grad():
+        expected = model(**cut).predictions[0, 5:].numpy()
+    np.testing.assert_allclose(decoded[10:15], expected, atol=1e-5)
+    counts = np.frombuffer(row["counts"], np.uint8).reshape(row["num_bins"], -1).copy()
+    counts[12:] += 1
+    later = decode_rows(model, processor, [{**row, "counts": counts.tobytes()}])[0]
+    np.testing.assert_array_equal(later[:12], decoded[:12])
+    assert not np.allclose(later[12:], decoded[12:])
+    processor.window_bins = None
+    with pytest.raises(CheckpointError, match="length of its training windows"):
+        decode_rows(model, processor, rows)
+
+
+def test_a_lag_moves_predictions_to_the_bins_they_are_about(whole_row_decoder):
+    model, processor, rows = whole_row_decoder
+    without = decode_rows(model, processor, rows[:1])[0]
+    model.config.label_lag = 2
+    with_lag = decode_rows(model, processor, rows[:1])[0]
+    assert np.isnan(with_lag[:2]).all()
+    np.testing.assert_array_equal(with_lag[2:], without[:-2])
+
+
+def test_a_decoded_recording_agrees_with_its_rows(whole_row_decoder):
+    model, processor, rows = whole_row_decoder
+    table = decode_recording(model, processor, make_recording("a"))
+    names = ["cursor_vel_x", "cursor_vel_x_predicted", "cursor_vel_y", "cursor_vel_y_predicted"]
+    assert list(table.columns) == ["time", "interval", *names, "scored"]
+    assert table["scored"].sum() == 400
+    row = rows[0]
+    first = round(row["start_time"] / row["bin_size"])
+    # Beyond the reach of the model the past makes no difference.
+    behind = model.config.reach
+    expected = decode_rows(model, processor, [row])[0][behind:]
+    found = table[["cursor_vel_x_predicted", "cursor_vel_y_predicted"]].to_numpy()
+    np.testing.assert_allclose(found[first + behind : first + row["num_bins"]], expected, atol=1e-4)
+
+
+def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decoder, caplog):
+    model, processor, _ = whole_row_decoder
+    recording = make_recording("a")
+    recording.behavior.clear()
+    table = decode_recording(model, processor, recording)
+    assert not table["scored"].any()
+    assert np.isfinite(table["cursor_vel_x_predicted"]).all()
+    assert "has no cursor_vel_x" in caplog.text
