@@ -230,6 +230,17 @@ def test_a_split_file_that_names_other_sessions_too_is_said(tmp_path, caplog):
     assert "also names ['day9']" in caplog.text
 
 
+def test_trials_outside_the_observed_intervals_are_excluded_or_refused(tmp_path):
+    recording = make_recording(obs_intervals=[[0.0, 15.0]])
+    folder = build_dataset([recording], tmp_path / "out", CONFIG)
+    build = json.loads((folder / "rpnt_build.json").read_text())
+    assert build["sessions"][0]["excluded_trials"] == {"outside the observed intervals": [15, 16, 17, 18, 19]}
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"sessions": {"day1": {"train": [0], "test": [15]}}}))
+    with pytest.raises(SplitError, match=r"must name observed trials, got \[15\] of session 'day1'"):
+        build_dataset([recording], tmp_path / "out2", dataclasses.replace(CONFIG, split_file=str(path)))
+
+
 def test_blocks_stand_for_trials_and_guards_keep_splits_apart(tmp_path):
     recording = make_recording(trials=False, duration=200.0)
     dataset = load(build_dataset([recording], tmp_path / "out", CONFIG), tmp_path)

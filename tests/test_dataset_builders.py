@@ -190,6 +190,12 @@ def test_any_series_of_any_files_is_built_in_blocks(tmp_path):
     assert len({trial["trial_index"] for row in rows for trial in row["trials"]}) == 20
 
 
+def test_proportions_may_leave_everything_to_training(tmp_path):
+    path = reach_file(tmp_path / CENTER_OUT)
+    options = ("--nwb-dir", path, "--bin-size", 0.1, "--proportions", 1, 0, 0)
+    assert set(load(run("nwb", *options, "--out", tmp_path / "out"), tmp_path)) == {"train"}
+
+
 def test_a_card_template_needs_its_placeholder(tmp_path):
     path = reach_file(tmp_path / CENTER_OUT)
     (tmp_path / "card.md").write_text("# Card\n")

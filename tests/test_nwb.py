@@ -113,7 +113,9 @@ def test_without_obs_intervals_the_recording_spans_everything(tmp_path):
 
 def test_unicode_names_survive(tmp_path):
     names = ["\u00e91", "\u7ec6\u80de", "u"]
-    path = write_nwb(tmp_path / "a.nwb", SPIKES, obs_intervals=OBSERVED, unit_names=names, session_id="T\u00e5g-1")
+    path = write_nwb(
+        tmp_path / "a.nwb", SPIKES, obs_intervals=OBSERVED, unit_names=names, session_id="T\u00e5g-1"
+    )
     recording = read_nwb(path)
     assert recording.unit_ids == names and recording.session_id == "T\u00e5g-1"
 

@@ -35,6 +35,6 @@ def build(arguments: argparse.Namespace) -> Path:
     Returns:
         `Path`: the built folder.
     """
-    config = config_from(arguments, behavior=tuple(arguments.behavior))
+    config = config_from(arguments)
     files = find_nwb_files(arguments.nwb_dir)
     return build_dataset(files, arguments.out, config, "nwb", Path(__file__).with_name("README.md"))

@@ -203,6 +203,15 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--guard", type=float, default=1.0, metavar="S", help="gap around held-out blocks in seconds")
     add("--seed", type=int, default=0, metavar="N", help="seed of the split")
+    parts = ("TRAIN", "VALIDATION", "TEST")
+    add(
+        "--proportions",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.1, 0.2),
+        metavar=parts,
+        help="parts of the trials",
+    )
     add("--split-file", metavar="F", help="JSON file with a fixed split; excludes nothing beyond itself")
     add(
         "--repair-spikes",
@@ -223,6 +232,7 @@ def config_from(arguments: argparse.Namespace, **overrides: Any) -> BuilderConfi
     """
     names = {field.name for field in dataclasses.fields(BuilderConfig)}
     taken = {name: value for name, value in vars(arguments).items() if name in names}
+    taken = {name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()}
     return BuilderConfig(**(taken | overrides))
 
 

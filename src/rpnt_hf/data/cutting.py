@@ -16,7 +16,7 @@ from rpnt_hf.data.binning import EDGE_TOLERANCE, BinnedInterval, bin_behavior, b
 from rpnt_hf.data.nwb import BehaviorSeries, Recording
 from rpnt_hf.data.schema import BuilderConfig, CorpusRecording
 from rpnt_hf.data.splits import SPLITS, SplitFile, draw_split, make_blocks, num_guard_bins, split_bins
-from rpnt_hf.errors import BinningError, RecordingError, closest_names
+from rpnt_hf.errors import BinningError, RecordingError, SplitError, closest_names
 
 DEFAULT_BEHAVIOR = ("cursor_vel", "hand_vel")
 
@@ -83,16 +83,23 @@ class PreparedRecording:
             trials = recording.trials
         key = f"{recording.session_id}#{part}"
         named: dict[int, str] | None = None
+        unobserved = np.flatnonzero(~_is_observed(trials, recording.obs_intervals)).tolist()
         if split_file is not None:
             file_name = recording.source["file_name"] if recording.source else None
             named = split_file.splits_of(recording.session_id, file_name, len(trials))
+            if lost := [index for index in unobserved if index in named]:
+                raise SplitError(
+                    f"`split_file` must name observed trials, got {lost[:5]} of session "
+                    f"'{recording.session_id}', "
+                    "which lie outside the observed intervals. Remove them from it."
+                )
             reasons = {
                 index: "not named by the split file" for index in range(len(trials)) if index not in named
             }
         else:
-            reasons = dict(entry.excluded_trials)
-            for index in np.flatnonzero(~_is_observed(trials, recording.obs_intervals)):
-                reasons.setdefault(int(index), "outside the observed intervals")
+            reasons = dict.fromkeys(unobserved, "outside the observed intervals") | dict(
+                entry.excluded_trials
+            )
         included = [index for index in range(len(trials)) if index not in reasons]
         _check_trial_lengths(recording, trials, included, config.bin_size)
         if named is None:
