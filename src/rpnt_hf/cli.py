@@ -53,8 +53,8 @@ Each builder has its own options: `rpnt build NAME --help`.
 DECODE_HELP = "Decode movement from an NWB file; score it where the file has the behaviour."
 DECODE_EXAMPLES = """\
 examples:
-  rpnt decode demo_out/decoder demo_out/nwb/FILE.nwb
-  rpnt decode demo_out/decoder demo_out/nwb/FILE.nwb --out predictions.parquet
+  rpnt decode demo_out/decoder FILE.nwb
+  rpnt decode demo_out/decoder FILE.nwb --out predictions.parquet
 
 The last line of the output is JSON: r2 (mean over the decoded dimensions), r2_variance_weighted,
 num_scored_bins, num_bins and seconds. Both scores are null where the file has no behaviour to compare with.

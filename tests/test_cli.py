@@ -1,0 +1,58 @@
+"""The command `rpnt`, where it needs no trained model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rpnt_hf.cli import main
+
+
+def test_help_is_a_table_of_contents(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {command} " in printed for command in ("demo", "build", "decode", "info"))
+
+
+@pytest.mark.parametrize("command", ["demo", "build", "decode", "info"])
+def test_help_of_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"\n  rpnt {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("builder", ["nwb", "perich_miller", "synthetic"])
+def test_help_of_every_builder_names_its_options(builder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["build", builder, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--bin-size" in printed and "--nwb-dir" in printed
+
+
+def test_unknown_builder_is_one_line_with_the_closest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "perich_miler"]) == 2
+    printed = capsys.readouterr()
+    assert "Did you mean `perich_miller`?" in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
+
+
+def test_missing_recording_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", str(tmp_path), str(tmp_path / "absent.nwb")]) == 2
+    assert "absent.nwb" in capsys.readouterr().err
+
+
+def test_build_synthetic_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--num-subjects", "1", "--sessions-per-subject", "1", "--num-units", "4", "--num-trials", "12"]
+    folders = ["--nwb-dir", str(tmp_path / "nwb"), "--out", str(tmp_path / "dataset")]
+    assert main(["build", "synthetic", *folders, "--bin-size", "0.05", *sizes]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "dataset")
+    assert (tmp_path / "dataset" / "README.md").is_file()
+
+
+def test_info_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    information = json.loads(capsys.readouterr().out)
+    assert information["packages"]["rpnt_hf"] and information["devices"][0].startswith("cpu")

@@ -1,0 +1,76 @@
+"""The demo on a corpus too small to learn from, and the README on what it leaves behind."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rpnt_hf import AutoModelForMotorDecoding
+from rpnt_hf.cli import main
+from rpnt_hf.demo import run
+from rpnt_hf.errors import DatasetError
+
+TINY = ["--num-subjects", "2", "--sessions-per-subject", "1", "--num-units", "8", "--num-trials", "12"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo_out"
+    run(out, build_options=TINY, epochs=1)
+    return out
+
+
+def test_demo_leaves_a_report_pictures_and_a_decoder(demo: Path) -> None:
+    report = json.loads((demo / "report.json").read_text())
+    assert set(report["r2"]) == {"ridge", "from scratch", "pretrained"}
+    assert all((demo / name).stat().st_size > 1000 for name in report["figures"])
+    assert "| pretrained |" in (demo / "report.md").read_text()
+    assert AutoModelForMotorDecoding.from_pretrained(demo / "decoder").config.num_targets == 2
+
+
+def test_demo_decodes_the_nwb_file_as_it_decodes_the_rows(demo: Path) -> None:
+    report = json.loads((demo / "report.json").read_text())
+    assert report["r2_from_nwb"] == pytest.approx(report["r2"]["pretrained"], abs=0.02)
+
+
+def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DatasetError, match="`out` must not exist or be an empty folder"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_decode_prints_scores_as_json_on_its_last_line(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = sorted((demo / "nwb").rglob("*.nwb"))[-1]
+    out = tmp_path / "new" / "predictions.parquet"
+    assert main(["decode", str(demo / "decoder"), str(recording), "--out", str(out)]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(scores) == {"r2", "r2_variance_weighted", "num_scored_bins", "num_bins", "seconds"}
+    assert scores["num_bins"] > scores["num_scored_bins"] > 0
+    assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [("pretrained", "must hold a trained decoder"), ("nothing", "must be a folder with a saved decoder")],
+)
+def test_decode_refuses_what_is_no_decoder(
+    demo: Path, checkpoint: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = sorted((demo / "nwb").rglob("*.nwb"))[-1]
+    assert main(["decode", str(demo / checkpoint), str(recording)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_examples_of_the_readme_run_on_what_the_demo_leaves(
+    demo: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo.parent)
+    blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), flags=re.DOTALL)
+    examples = [block for block in blocks if "demo_out" in block]
+    assert examples
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
