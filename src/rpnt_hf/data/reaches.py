@@ -86,7 +86,7 @@ class _Session:
         distance = float(np.hypot(*wanted))
         duration = self.style.duration * (0.5 + 0.5 * distance / TARGET_DISTANCE)
         duration = float(np.clip(duration * np.exp(0.16 * rng.standard_normal()), 0.25, 0.95))
-        turn, gain = 0.10 * rng.standard_normal(), 0.94 + 0.09 * rng.standard_normal()
+        turn, gain = 0.07 * rng.standard_normal(), 0.95 + 0.07 * rng.standard_normal()
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         main = rotation @ wanted * gain * (1.0 if complete else 0.6)
         bend = distance * (self.style.curvature + 0.05 * rng.standard_normal())
