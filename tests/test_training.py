@@ -1,7 +1,10 @@
 import copy
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, In
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_schedule
 from rpnt_hf.processing_rpnt import RPNTProcessor
-from rpnt_hf.scripts import load_script
+from rpnt_hf.scripts import find_script, load_script
 
 SMALL = [
     "--model.hidden_size=32", "--model.intermediate_size=32", "--model.num_attention_heads=1",
@@ -400,3 +403,26 @@ def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decod
     assert not table["scored"].any()
     assert np.isfinite(table["cursor_vel_x_predicted"]).all()
     assert "has no cursor_vel_x" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["pretrain", "finetune"])
+def test_two_processes_share_a_run(corpus, tmp_path, script):
+    """`accelerate launch --cpu --num_processes 2` would silently run one process; this runs two."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        str(find_script(f"training/{script}.py")),
+    ]
+    arguments = [f"--data={corpus}", f"--output_dir={tmp_path / 'run'}", *SMALL, "--epochs=2"]
+    finished = subprocess.run(
+        [*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    states = {path.name for path in (tmp_path / "run" / "checkpoints").rglob("random_states_*")}
+    assert states == {"random_states_0.pkl", "random_states_1.pkl"}
+    entries = history(tmp_path / "run")
+    assert all(math.isfinite(entry["loss"]) for entry in entries)

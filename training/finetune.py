@@ -20,9 +20,9 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.configuration_rpnt import RPNTConfig
@@ -119,7 +119,7 @@ Rows = Sequence[Any]
 
 def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
     """Loads the rows of each split, training rows cut to the chosen trials, and counts those trials."""
-    splits = {
+    splits: dict[str, Rows] = {
         split: select_sessions(
             view_rows(load_rows(options.data, options.dataset_config, split)), options.sessions
         )
@@ -229,7 +229,7 @@ def freeze(
 
 
 def score(
-    accelerator: Accelerator, model: nn.Module, processor: RPNTProcessor, rows: Rows, batch_size: int
+    accelerator: Accelerator, model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int
 ) -> dict[str, Any]:
     """Decodes rows, shared out over the processes, and scores all their scored bins at once."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
@@ -355,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         is_last = progress.epoch == options.epochs
         if progress.epoch % options.validate_every == 0 or is_last:
-            judged = plain if averaged is None else averaged.module
+            judged: Any = plain if averaged is None else averaged.module
             metrics = score(accelerator, judged, processor, splits["validation"], options.batch_size)
             entry |= {f"validation_{name}": value for name, value in metrics.items()}
             rank = -math.inf if metrics["r2"] is None else metrics["r2"]  # None: a constant target

@@ -90,7 +90,7 @@ def decode_rows(
         for segment in _segments(row["num_bins"], window_bins)
     ]
     jobs.sort(key=lambda job: job[2] - job[1])  # windows of similar length share a batch
-    inputs: dict[int, dict[str, torch.Tensor]] = {}
+    inputs: dict[int, Mapping[str, torch.Tensor]] = {}
     left = np.bincount([job[0] for job in jobs], minlength=len(rows))
     with _evaluating(model):
         for first in range(0, len(jobs), batch_size):
@@ -130,7 +130,8 @@ def _pad(parts: Sequence[tuple[Mapping[str, torch.Tensor], int, int]]) -> dict[s
         fill = float("nan") if name == "metadata" else 0
         padded = torch.full((len(tensors), *shape), fill, dtype=tensors[0].dtype)
         for i, tensor in enumerate(tensors):
-            padded[(i, *(slice(size) for size in tensor.shape))] = tensor
+            inside = (i, *(slice(size) for size in tensor.shape))
+            padded[inside] = tensor  # type: ignore[index]
         batch[name] = padded
     return batch
 

@@ -155,6 +155,11 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
     own = F.normalize(embeddings.float(), dim=-1)
     everyone, everyone_identities, first = own, identities, 0
     if _is_distributed():
+        # Processes may bring different numbers of items (a last batch, more sites): -100 leaves padding out.
+        most = torch.tensor(len(own), device=own.device)
+        distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+        missing = int(most) - len(own)
+        own, identities = F.pad(own, (0, 0, 0, missing)), F.pad(identities, (0, missing), value=-100)
         everyone, everyone_identities = _gathered(own), _gathered(identities)
         first = distributed.get_rank() * len(own)
     rows = torch.arange(len(own), device=own.device)

@@ -500,7 +500,7 @@ class RPNTProcessor(FeatureExtractionMixin):
                 raise InputError(
                     "`unit_sites` belongs to counts of shape (bins, units), got it with three dimensions."
                 )
-            num_sites, num_bins, units_per_site = counts.shape
+            num_sites, num_bins, units_per_site = (int(size) for size in counts.shape)
             unit_sites = np.repeat(np.arange(num_sites), units_per_site)
             counts = np.moveaxis(counts, 0, 1).reshape(num_bins, num_sites * units_per_site)
         elif unit_sites is not None:
