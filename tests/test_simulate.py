@@ -221,3 +221,11 @@ def test_a_field_out_of_range_is_refused(field, value, message):
 def test_an_unknown_field_is_refused_with_the_closest_name():
     with pytest.raises(ConfigurationError, match="Did you mean `num_trials`"):
         simulate(num_trails=3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"drift": 0.0}, {"noise": 0.5}, {"median_rate": 12.0}, {"sample_rate": 200.0}]
+)
+def test_every_field_changes_the_spikes(change):
+    plain, changed = simulate(SMALL, num_subjects=1)[1], simulate(SMALL, num_subjects=1, **change)[1]
+    assert not np.array_equal(plain.spike_times[0], changed.spike_times[0])
