@@ -34,6 +34,7 @@ def r2_scores(
         ```python
         >>> r2_scores([[0.0], [1.0], [2.0]], [[0.0], [1.0], [1.0]])
         {'r2': 0.5, 'r2_variance_weighted': 0.5}
+
         ```
     """
     targets, predictions = np.asarray(targets, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
@@ -86,6 +87,7 @@ def bits_per_spike(
         ```python
         >>> round(bits_per_spike(np.log([[2.0], [1e-9]]), [[2], [0]], [1.0]), 3)
         1.0
+
         ```
     """
     log_rates, counts = np.asarray(log_rates, dtype=np.float64), np.asarray(counts, dtype=np.float64)

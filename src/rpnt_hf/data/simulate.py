@@ -134,6 +134,7 @@ def simulate(config: SimulationConfig | None = None, **overrides: object) -> lis
         >>> recordings = simulate(num_subjects=2, sessions_per_subject=1, num_units=5, num_trials=2)
         >>> [recording.subject_id for recording in recordings]
         ['A', 'B']
+
         ```
     """
     fields = [field.name for field in dataclasses.fields(SimulationConfig)]

@@ -36,6 +36,7 @@ def lagged_counts(counts: NDArray[np.generic], num_lags: int) -> NDArray[np.floa
         ```python
         >>> lagged_counts(np.array([[1], [2], [3]]), 2).tolist()
         [[1.0, 0.0], [2.0, 1.0], [3.0, 2.0]]
+
         ```
     """
     num_bins, num_units = counts.shape
