@@ -139,11 +139,6 @@ def test_a_bin_with_a_nan_sample_is_nan():
     np.testing.assert_array_equal(bin_behavior(series, 0.0, 2, 0.1).ravel(), np.float32([np.nan, 4.0]))
 
 
-def test_label_lag_takes_later_behavior():
-    series = make_series(np.arange(10) * 0.1 + 0.05, np.arange(10.0))
-    assert bin_behavior(series, 0.0, 3, 0.1, label_lag=2).ravel().tolist() == [2.0, 3.0, 4.0]
-
-
 def test_samples_at_bin_rate_keep_their_bins_over_a_long_recording():
     series = make_series(np.arange(200_000) * 0.05, np.arange(200_000.0))
     np.testing.assert_array_equal(

@@ -260,15 +260,6 @@ def test_blocks_stand_for_trials_and_guards_keep_splits_apart(tmp_path):
     assert np.abs(np.subtract.outer(scored["test"], scored["validation"])).min() > 10
 
 
-def test_label_lag_shifts_labels_and_takes_none_from_another_row(tmp_path):
-    folder = build_dataset([make_recording()], tmp_path / "out", dataclasses.replace(CONFIG, label_lag=2))
-    for _, row in rows_of(load(folder, tmp_path)):
-        labels = row_behavior(row)[row["num_context_bins"] :, 0]
-        times = row["start_time"] + (np.arange(row["num_context_bins"], row["num_bins"]) + 2.5) * 0.1 - 0.005
-        np.testing.assert_allclose(labels[:-2], times[:-2], atol=1e-4)
-        assert np.isnan(labels[-2:]).all()
-
-
 def test_a_built_folder_loads_without_this_package(tmp_path):
     folder = build_dataset([make_recording()], tmp_path / "out", CONFIG)
     code = f"""

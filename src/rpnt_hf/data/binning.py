@@ -164,9 +164,7 @@ def _bin_of_spikes(
     return offsets[interval] + np.minimum(position, num_bins[interval] - 1)
 
 
-def bin_behavior(
-    series: BehaviorSeries, start_time: float, num_bins: int, bin_size: float, label_lag: int = 0
-) -> np.ndarray:
+def bin_behavior(series: BehaviorSeries, start_time: float, num_bins: int, bin_size: float) -> np.ndarray:
     """Gives one behaviour value per bin: the mean of the samples inside it.
 
     A bin without samples takes the linear interpolation at its centre between its two neighbouring samples,
@@ -178,7 +176,6 @@ def bin_behavior(
         start_time (`float`): Start of the first bin in s.
         num_bins (`int`): Number of bins.
         bin_size (`float`): Width of a bin in s, above 0.
-        label_lag (`int`, defaults to 0): A bin takes the behaviour of the bin this many bins later.
 
     Returns:
         `np.ndarray` of shape `(num_bins, K)`: float32 in the unit of the series, NaN where absent.
@@ -193,7 +190,6 @@ def bin_behavior(
         ```
     """
     check_bin_size(bin_size)
-    start_time = start_time + label_lag * bin_size
     # One bin and one sample to either side, for interpolation; the rest of a long series is not touched.
     first, last = np.searchsorted(series.timestamps, start_time + np.array([-1, num_bins + 1]) * bin_size)
     nearby = slice(max(first - 1, 0), last + 1)

@@ -192,7 +192,6 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
     add("--bin-size", type=float, required=True, metavar="S", help="width of a bin in seconds")
-    add("--label-lag", type=int, default=0, metavar="N", help="label a bin with the behaviour N bins later")
     add("--context-length", type=float, default=1.0, metavar="S", help="past before held-out rows in seconds")
     add(
         "--block-length",

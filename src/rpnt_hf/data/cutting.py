@@ -183,7 +183,7 @@ class PreparedRecording:
         split_of_bin, excluded = split_bins(
             num_bins, first_bins[here], stop_bins[here], [self.splits[index] for index in here], guard_bins
         )
-        labels = self._labels(interval, split_of_bin, excluded)
+        labels = self._labels(interval, excluded)
         num_context = round(self.config.context_length / bin_size)
         edges = np.concatenate([[0], np.flatnonzero(np.diff(split_of_bin)) + 1, [num_bins]])
         for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -210,23 +210,16 @@ class PreparedRecording:
         bins = np.floor((np.asarray(times, np.float64) - start_time) / self.config.bin_size + EDGE_TOLERANCE)
         return bins.astype(np.int64)
 
-    def _labels(self, interval: BinnedInterval, split_of_bin: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-        """Labels of all bins; NaN in excluded trials, and where the lagged bin is not in the same row."""
-        num_bins, lag = len(interval.counts), self.config.label_lag
+    def _labels(self, interval: BinnedInterval, excluded: np.ndarray) -> np.ndarray:
+        """Labels of all bins, NaN in excluded trials."""
+        num_bins = len(interval.counts)
         if not self.series:
             return np.empty((num_bins, 0), dtype=np.float32)
-        labels = np.concatenate(
-            [
-                bin_behavior(one, interval.start_time, num_bins, self.config.bin_size, lag)
-                for one in self.series
-            ],
-            axis=1,
-        )
-        source = np.arange(num_bins) + lag
-        row_of_bin = np.cumsum(np.diff(split_of_bin, prepend=split_of_bin[:1]) != 0)
-        clipped = np.clip(source, 0, num_bins - 1)
-        usable = (source == clipped) & (row_of_bin[clipped] == row_of_bin) & ~excluded & ~excluded[clipped]
-        labels[~usable] = np.nan
+        binned = [
+            bin_behavior(one, interval.start_time, num_bins, self.config.bin_size) for one in self.series
+        ]
+        labels = np.concatenate(binned, axis=1)
+        labels[excluded] = np.nan
         return labels
 
     def _trial(

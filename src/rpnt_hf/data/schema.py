@@ -64,8 +64,6 @@ class BuilderConfig:
             where a recording lacks it.
         allow_no_behavior (`bool`, defaults to `False`): Take recordings that lack the series, with no
             targets, instead of refusing them; for pretraining on spikes alone.
-        label_lag (`int`, defaults to 0): A bin's label is the behaviour this many bins later. Labels that
-            would come from another row are NaN.
         context_length (`float`, defaults to 1.0): Seconds of past that validation and test rows begin with.
         block_length (`float`, defaults to 5.0): Length in s of the blocks that stand for trials where there
             are none.
@@ -89,7 +87,6 @@ class BuilderConfig:
     behavior: tuple[str, ...] = ()
     derive_velocity: bool = False
     allow_no_behavior: bool = False
-    label_lag: int = 0
     context_length: float = 1.0
     block_length: float = 5.0
     guard: float = 1.0
