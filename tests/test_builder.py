@@ -260,6 +260,14 @@ def test_blocks_stand_for_trials_and_guards_keep_splits_apart(tmp_path):
     assert np.abs(np.subtract.outer(scored["test"], scored["validation"])).min() > 10
 
 
+def test_a_folder_that_was_built_again_is_read_as_it_is_now(tmp_path):
+    for bin_size, parent in ((0.1, "one"), (0.05, "two")):
+        config = dataclasses.replace(CONFIG, bin_size=bin_size)
+        folder = build_dataset([make_recording()], tmp_path / parent / "dataset", config)
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        assert loaded["train"][0]["bin_size"] == bin_size
+
+
 def test_a_built_folder_loads_without_this_package(tmp_path):
     folder = build_dataset([make_recording()], tmp_path / "out", CONFIG)
     code = f"""

@@ -22,6 +22,15 @@ PLACEHOLDER = "{{ build }}"
 DEFAULT_TEMPLATE = f"# Recordings built with rpnt_hf\n\n{PLACEHOLDER}\n"
 
 
+def _fingerprint(folder: Path) -> str:
+    """Hash of the content of the Parquet files of a configuration."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def write_card(
     folder: Path, sessions: list[dict[str, Any]], config: BuilderConfig, corpus: str, template: Path | None
 ) -> None:
@@ -58,6 +67,9 @@ def write_card(
     head["configs"] = [
         {
             "config_name": name,
+            # `datasets` keys its cache by the names of folder and configuration and by this text, not by the
+            # files: without it a folder that was built again would be read as it was before.
+            "description": f"content {_fingerprint(folder / name)}",
             "data_files": [
                 {"split": split, "path": f"{name}/{split}-*.parquet"}
                 for split in SPLITS

@@ -4,7 +4,6 @@ Rows stay memory-mapped: their large columns are views of the Arrow file. Not he
 (`windows.py`).
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
         DatasetError: Nothing of that name can be loaded, or it is not a built dataset.
     """
     try:
-        dataset = datasets.load_dataset(str(data), config_name, split=split, cache_dir=_cache_dir(Path(data)))
+        dataset = datasets.load_dataset(str(data), config_name, split=split)
     except (FileNotFoundError, ValueError) as error:
         raise DatasetError(
             f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
@@ -62,20 +61,6 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "missing. Build it with `rpnt build`."
         )
     return dataset
-
-
-def _cache_dir(folder: Path) -> str | None:
-    """Gives a local dataset a cache of its own: `datasets` tells folders apart by their names only.
-
-    Otherwise a dataset that was built again, or another one of the same name, would be read as it was before.
-    """
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256(str(folder.resolve()).encode())
-    for path in sorted(folder.rglob("*")):
-        status = path.stat()
-        digest.update(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}".encode())
-    return str(Path(datasets.config.HF_DATASETS_CACHE) / "rpnt_hf" / digest.hexdigest()[:16])
 
 
 def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:

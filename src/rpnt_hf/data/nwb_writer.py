@@ -74,7 +74,6 @@ def write_nwb(recording: Recording, path: str | Path, description: str = "simula
         nwbfile.subject = pynwb.file.Subject(
             subject_id=recording.subject_id,
             description=description,
-            species="Macaca mulatta",
             sex="U",
             age="P0D/",
         )
