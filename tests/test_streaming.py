@@ -1,10 +1,12 @@
 """Bin by bin equals the whole forward pass, for every switch; bad input leaves the stream as it was."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 
-from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, StreamingDecoder
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, StreamingDecoder
 from rpnt_hf.errors import CheckpointError, ConfigurationError, InputError
 
 UNITS, SITES, BINS = 4, 2, 60
@@ -120,3 +122,46 @@ def test_bad_counts_are_refused_and_the_stream_goes_on(counts, message):
 def test_learned_positions_cannot_stream():
     with pytest.raises(ConfigurationError, match="'learned'"):
         StreamingDecoder(make(position_encoding="learned"))
+
+
+def make_processor(**overrides):
+    processor = RPNTProcessor(bin_size=0.05, subjects=["A", "B"], corpus_start="2026-01-01", **overrides)
+    processor.add_session("earlier", ["x"])
+    processor.add_session(
+        "today",
+        ["a", "b", "c", "d", "e"],
+        unit_sites=[1, 0, 1, 1, 0],
+        site_positions=[[0.5, 1.0, np.nan], [2.0, 0.0, 1.0]],
+        subject_id="B",
+        recording_date="2026-03-04",
+    )
+    return processor
+
+
+@torch.no_grad()
+def test_a_session_of_a_saved_processor_streams_with_its_sites_and_metadata(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    processor = RPNTProcessor.from_pretrained(tmp_path)
+    model = make(num_units=processor.num_units, num_spatial_layers=1)
+    counts = torch.poisson(torch.ones(30, 5)).to(torch.uint8).numpy()
+    inputs = processor(counts, session_id="today")
+    assert torch.isfinite(inputs["metadata"][0, 1, :5]).all() and inputs["spike_counts"].shape == (
+        1,
+        2,
+        30,
+        3,
+    )
+    decoder = StreamingDecoder(model, processor, "today")
+    streamed = torch.stack([decoder.step(counts[t]) for t in range(30)])
+    torch.testing.assert_close(streamed, model(**inputs).predictions[0], atol=1e-5, rtol=1e-5)
+    unknown = dict(inputs, metadata=torch.full_like(inputs["metadata"], torch.nan))
+    assert (model(**unknown).predictions[0] - streamed).abs().max() > 1e-4
+    with pytest.raises(InputError, match="'yesterday'"):
+        StreamingDecoder(model, processor, "yesterday")
+
+
+def test_a_window_longer_than_the_training_windows_is_warned_of(caplog):
+    processor = make_processor(window_bins=5)
+    with caplog.at_level(logging.WARNING):
+        StreamingDecoder(make(num_units=processor.num_units), processor, "today")
+    assert "`attention_window` is 7 bins but training windows had 5" in caplog.text

@@ -112,7 +112,7 @@ def from_checkpoint(
     in_vocabulary = processor.unit_embedding == "vocabulary"
     new_sessions = sorted(found.sessions.keys() - processor.sessions.keys()) if in_vocabulary else []
     for session_id in new_sessions:
-        processor.add_session(session_id, found.sessions[session_id])
+        processor.add_session(session_id, found.sessions[session_id], **found.session_facts[session_id])
     if new_sessions:
         model.resize_unit_vocabulary(processor.num_units)
     if config.target_names is not None:

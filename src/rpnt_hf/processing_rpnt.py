@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 METADATA_AXES = ("site_x", "site_y", "site_z", "subject", "day", "task")
 
+# Keyword arguments of `RPNTProcessor.add_session`, which are also columns of a built dataset.
+SESSION_FACTS = ("unit_sites", "site_positions", "subject_id", "task", "recording_date")
+
 # Keys that transformers itself writes into `preprocessor_config.json`.
 _TRANSFORMERS_KEYS = {"auto_map", "feature_extractor_type", "name_or_path", "processor_class"}
 
@@ -120,6 +123,8 @@ class RPNTProcessor(FeatureExtractionMixin):
             site_y, site_z, subject, day, task.
         sessions (`dict[str, list[str]]` or list of pairs, *optional*):
             The unit vocabulary: identifiers of the units of each session. Rows are numbered in this order.
+        session_facts (`dict[str, dict]`, *optional*):
+            What else is known of a session, as keyword arguments of `add_session`.
         subjects (`list[str]`, *optional*):
             Subjects by index.
         tasks (`list[str]`, *optional*):
@@ -155,6 +160,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         bin_size: float | None = None,
         metadata_axes: Sequence[str] | None = None,
         sessions: Mapping[str, Sequence[str]] | Sequence[Sequence[Any]] | None = None,
+        session_facts: Mapping[str, Mapping[str, Any]] | None = None,
         subjects: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         corpus_start: str | datetime.date | None = None,
@@ -206,10 +212,11 @@ class RPNTProcessor(FeatureExtractionMixin):
         self.unit_embedding = unit_embedding
         self.num_slots = num_slots
         self.sessions: dict[str, list[str]] = {}
+        self.session_facts: dict[str, dict[str, Any]] = {}
         self._first_rows: dict[str, int] = {}
         self._reported: set[tuple[str, str]] = set()
         for session_id, unit_ids in sessions.items() if isinstance(sessions, Mapping) else sessions or ():
-            self.add_session(session_id, unit_ids)
+            self.add_session(session_id, unit_ids, **(session_facts or {}).get(session_id, {}))
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], **kwargs: Any) -> "RPNTProcessor":
@@ -230,7 +237,9 @@ class RPNTProcessor(FeatureExtractionMixin):
             raise InputError("A processor must be made from at least one dataset row, got none.")
         first = rows[0]
         sessions: dict[str, list[str]] = {}
+        facts: dict[str, dict[str, Any]] = {}
         for row in rows:
+            facts.setdefault(row["session_id"], {name: row[name] for name in SESSION_FACTS})
             unit_ids = sessions.setdefault(row["session_id"], list(row["unit_ids"]))
             if unit_ids != list(row["unit_ids"]):
                 raise InputError(
@@ -247,6 +256,7 @@ class RPNTProcessor(FeatureExtractionMixin):
             **{
                 "bin_size": first["bin_size"],
                 "sessions": {session_id: sessions[session_id] for session_id in sorted(sessions)},
+                "session_facts": facts,
                 "subjects": sorted({row["subject_id"] for row in rows if row["subject_id"]}),
                 "tasks": sorted({row["task"] for row in rows if row["task"]}),
                 "corpus_start": min(dates) if dates else None,
@@ -265,14 +275,30 @@ class RPNTProcessor(FeatureExtractionMixin):
         saved["sessions"] = [[session_id, list(unit_ids)] for session_id, unit_ids in self.sessions.items()]
         return {key: value for key, value in saved.items() if key not in ("_first_rows", "_reported")}
 
-    def add_session(self, session_id: str, unit_ids: Sequence[str]) -> range:
+    def add_session(
+        self,
+        session_id: str,
+        unit_ids: Sequence[str],
+        *,
+        unit_sites: Sequence[int] | None = None,
+        site_positions: Sequence[Sequence[float]] | None = None,
+        subject_id: str | None = None,
+        task: str | None = None,
+        recording_date: str | datetime.date | None = None,
+    ) -> range:
         """Appends the units of a new session to the vocabulary.
 
-        The model must then get rows for them: `model.resize_unit_vocabulary(processor.num_units)`.
+        The model must then get rows for them: `model.resize_unit_vocabulary(processor.num_units)`. What is
+        given beside the units is used where counts of the session come without it, as in a closed loop.
 
         Args:
             session_id (`str`): A session that is not yet known.
             unit_ids (`Sequence[str]`): Identifiers of its units, all different.
+            unit_sites (`Sequence[int]`, *optional*): Site of each unit, from 0; None puts all into one.
+            site_positions (`Sequence[Sequence[float]]`, *optional*): x, y, z of each site in mm, NaN unknown.
+            subject_id (`str`, *optional*): The subject.
+            task (`str`, *optional*): The task.
+            recording_date (`str` or `datetime.date`, *optional*): The day of recording.
 
         Returns:
             `range`: Rows of the unit embedding that belong to it.
@@ -291,6 +317,20 @@ class RPNTProcessor(FeatureExtractionMixin):
                 f"{len(set(unit_ids))} differ in session '{session_id}'."
             )
         first = sum(len(known) for known in self.sessions.values())
+        date = _as_date(recording_date)
+        facts = {
+            "unit_sites": None if unit_sites is None else [int(site) for site in unit_sites],
+            # JSON has no NaN: an unknown coordinate is saved as null.
+            "site_positions": None
+            if site_positions is None
+            else [
+                [float(x) if x is not None and math.isfinite(x) else None for x in p] for p in site_positions
+            ],
+            "subject_id": subject_id,
+            "task": task,
+            "recording_date": date.isoformat() if date else None,
+        }
+        self.session_facts[session_id] = {name: fact for name, fact in facts.items() if fact is not None}
         self.sessions[session_id] = unit_ids
         self._first_rows[session_id] = first
         return range(first, first + len(unit_ids))
@@ -398,7 +438,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         """
         positions = np.full((num_sites, 3), np.nan)
         if site_positions is not None:
-            positions = np.asarray(site_positions, dtype=np.float64).reshape(num_sites, 3)
+            positions = np.array(site_positions, dtype=np.float64).reshape(num_sites, 3)  # None becomes NaN
         date, start = _as_date(recording_date), _as_date(self.corpus_start)
         values = {
             "site_x": positions[:, 0],
@@ -425,6 +465,30 @@ class RPNTProcessor(FeatureExtractionMixin):
             )  # fmt: skip
         return math.nan
 
+    def session_inputs(
+        self, session_id: str | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.float32]]:
+        """Lays out a session by what `add_session` was told of it, for a stream of its counts.
+
+        Args:
+            session_id (`str`): A session of the vocabulary.
+
+        Returns:
+            `tuple`: index into the flat units, `unit_ids` and `unit_mask`, each `(sites, units per site)`,
+            and `metadata` `(sites, axes)`.
+
+        Raises:
+            InputError: The session is unknown.
+        """
+        num_units = len(self.session_rows(session_id))
+        facts = self.session_facts[session_id or ""]
+        unit_sites = np.asarray(facts.get("unit_sites", np.zeros(num_units)), dtype=np.int64)
+        positions = facts.get("site_positions")
+        num_sites = int(unit_sites.max()) + 1 if positions is None else len(positions)
+        others = {name: facts.get(name) for name in ("subject_id", "task", "recording_date")}
+        metadata = self.metadata(positions, num_sites, session_id, **others)
+        return *self.unit_layout(session_id, unit_sites, num_sites), metadata
+
     def __call__(
         self,
         data: Any,
@@ -443,13 +507,14 @@ class RPNTProcessor(FeatureExtractionMixin):
             data (`Recording`, `Mapping` or array):
                 A recording (each observed interval becomes one element of the batch), a row of a built
                 dataset, or counts of shape `(bins, units)` or `(sites, bins, units)`. The arguments below are
-                for counts only: a recording and a row bring their own.
+                for counts only, and where absent those of `add_session`: a recording and a row bring their
+                own.
             session_id (`str`, *optional*):
                 Session of the counts; required in vocabulary mode.
             bin_size (`float`, *optional*):
                 Bin size of the counts in seconds, to be checked; None takes it on trust.
             unit_sites (array of shape `(units,)`, *optional*):
-                Site of each unit of counts of shape `(bins, units)`; None puts all into one site.
+                Site of each unit of counts of shape `(bins, units)`.
             site_positions (array of shape `(sites, 3)`, *optional*):
                 Positions in mm, NaN unknown.
             subject_id (`str`, *optional*):
@@ -494,6 +559,12 @@ class RPNTProcessor(FeatureExtractionMixin):
         if bin_size is not None:
             self.check_bin_size(bin_size, f"counts of session '{session_id}'")
         counts = _whole_counts(data, session_id)
+        facts = self.session_facts.get(session_id or "", {})
+        if counts.ndim == 2 and unit_sites is None:
+            unit_sites = facts.get("unit_sites")
+        site_positions = facts.get("site_positions") if site_positions is None else site_positions
+        subject_id, task = subject_id or facts.get("subject_id"), task or facts.get("task")
+        recording_date = recording_date or facts.get("recording_date")
         num_sites = 1
         if counts.ndim == 3:
             if unit_sites is not None:
