@@ -23,9 +23,8 @@ class RPNTEmbeddings(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.stem_kernel = config.stem_kernel
         if config.stem_kernel > 1:  # the paper has no stem
-            self.stem = nn.Conv1d(
-                config.hidden_size, config.hidden_size, config.stem_kernel, groups=config.hidden_size
-            )
+            self.stem_weight = nn.Parameter(torch.empty(config.hidden_size, 1, config.stem_kernel))
+            self.stem_bias = nn.Parameter(torch.empty(config.hidden_size))
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.position_encoding = config.position_encoding
         if config.position_encoding == "learned":
@@ -66,8 +65,9 @@ class RPNTEmbeddings(nn.Module):
         current = x_BSTD[:, :, self.stem_kernel - 1 :]
         if self.stem_kernel == 1:
             return current
-        stem = self.stem(x_BSTD.flatten(0, 1).transpose(1, 2)).transpose(1, 2)
-        return self.norm(current + stem.reshape(current.shape))
+        channels_first = x_BSTD.flatten(0, 1).transpose(1, 2)
+        stem = F.conv1d(channels_first, self.stem_weight, self.stem_bias, groups=channels_first.shape[1])
+        return self.norm(current + stem.transpose(1, 2).reshape(current.shape))
 
     def positions(self, bins: Tensor) -> Tensor:
         """Absolute positions of bins counted from the first recorded one, (B, S, T) -> (B, S, T, D).

@@ -202,6 +202,9 @@ class RPNTPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, RPNTEmbeddings):
             init.normal_(module.mask_embedding, std=std)
+            if module.stem_kernel > 1:  # as large as the token that it is added to
+                init.normal_(module.stem_weight, std=module.stem_kernel**-0.5)
+                init.zeros_(module.stem_bias)
         elif isinstance(module, RPNTAttention) and module.num_anchors:
             init.normal_(module.anchor_keys, std=1.0)
             init.normal_(module.anchor_values, std=std)
