@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rpnt_hf.analysis.plots import (
@@ -72,6 +73,9 @@ def run(
             f"`out` must not exist or be an empty folder, got '{out}', which holds something. Remove it or "
             "choose another one."
         )
+    # Tensors this small gain nothing from a second thread, and threads that wait for each other on busy
+    # cores cost minutes (docs/decisions.md).
+    torch.set_num_threads(1)
     watch = _Stopwatch()
     _build(out, seed, build_options)
     files = sorted((out / "nwb").rglob("*.nwb"))
