@@ -66,7 +66,8 @@ class FinetuneOptions:
             unit embeddings of sessions that the checkpoint does not know.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
-        (dropout). num_slots: Slots per site, where the network has `unit_embedding` "slots".
+            (dropout).
+        num_slots: Slots per site, where the network has `unit_embedding` "slots".
         window_bins: Length of training windows, in bins.
         context_bins: Bins at the start of a window that are only looked at.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].

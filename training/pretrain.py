@@ -54,7 +54,8 @@ class PretrainOptions:
         init: "scratch", or the folder of a checkpoint to go on from.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
-        (dropout). num_slots: Slots per site, where the network has `unit_embedding` "slots".
+            (dropout).
+        num_slots: Slots per site, where the network has `unit_embedding` "slots".
         window_bins: Length of windows, in bins.
         masking: How counts are hidden.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].

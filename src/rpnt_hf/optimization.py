@@ -14,7 +14,7 @@ import jsonargparse
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .errors import ConfigurationError
 
@@ -45,8 +45,9 @@ class OptimizerConfig:
         or
             "constant" (linear warmup).
         warmup_fraction: Share of all steps in which the rate rises, in [0, 1).
-        averaging_decay: Decay per step of the exponential moving average of weights, in [0, 1); 0 is off. The
-            averaged weights are what is validated and saved.
+        averaging_decay: Highest decay per step of the moving average of weights, in [0, 1); 0 is off. After n
+            steps the decay is (1 + n) / (10 + n) where that is less. The averaged weights are what is
+            validated and saved.
     """
 
     learning_rate: float = 1e-3
@@ -150,7 +151,21 @@ def average_weights(model: nn.Module, config: OptimizerConfig) -> AveragedModel 
     """
     decay = config.averaging_decay
     check_range("averaging_decay", decay, 0 <= decay < 1, "in [0, 1)")
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+    return AveragedModel(model, avg_fn=_WarmAverage(decay)) if decay else None
+
+
+class _WarmAverage:
+    """Moving average whose decay grows with the steps taken, so that early weights are soon forgotten."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(
+        self, average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor
+    ) -> torch.Tensor:
+        steps = num_averaged.to(torch.float64)
+        decay = torch.minimum((1 + steps) / (10 + steps), torch.full_like(steps, self.decay))
+        return torch.lerp(current, average, decay.to(current))
 
 
 def train_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
