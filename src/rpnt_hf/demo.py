@@ -187,9 +187,10 @@ def _draw(
     """Draws the pictures of the report and lists their names."""
     longest = int(np.argmax([row["num_bins"] for row in rows]))
     row = rows[longest]
+    shown = slice(row["num_context_bins"], None)
     times = row["start_time"] + row["bin_size"] * np.arange(row["num_bins"])
-    truth = row_behavior(row)
-    traces = {name: parts[longest] for name, parts in decoded.items()}
+    truth = row_behavior(row)[shown]
+    traces = {name: parts[longest][shown] for name, parts in decoded.items()}
     reaches = [
         (index, slice(trial["scored_start_bin"], trial["scored_stop_bin"]), trial["target_dir"])
         for index, row in enumerate(rows)
@@ -200,7 +201,7 @@ def _draw(
     }
     figures = {
         "overview.png": plot_overview(
-            recording.spike_times, truth, traces[PRETRAINED], times, r2[PRETRAINED]
+            recording.spike_times, truth, traces[PRETRAINED], times[shown], r2[PRETRAINED]
         ),
         "trajectories.png": plot_trajectories(
             [row_behavior(rows[index])[bins] for index, bins, _ in reaches],
@@ -212,7 +213,7 @@ def _draw(
         "velocity.png": plot_velocity_traces(
             truth,
             traces,
-            times,
+            times[shown],
             r2,
             names=row["behavior_names"],
             unit=row["behavior_units"][0],
