@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rpnt_hf import AutoModelForMotorDecoding
 from rpnt_hf.cli import main
@@ -63,6 +65,18 @@ def test_decode_refuses_what_is_no_decoder(
     recording = sorted((demo / "nwb").rglob("*.nwb"))[-1]
     assert main(["decode", str(demo / checkpoint), str(recording)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_decode_refuses_a_checkpoint_that_lacks_weights(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "decoder"
+    shutil.copytree(demo / "decoder", checkpoint, ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["decoder.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    assert main(["decode", str(checkpoint), str(sorted((demo / "nwb").rglob("*.nwb"))[-1])]) == 2
+    assert "without decoder.weight" in capsys.readouterr().err
 
 
 def test_examples_of_the_readme_run_on_what_the_demo_leaves(

@@ -216,7 +216,13 @@ def load_decoder(checkpoint: str) -> tuple[Any, Any]:
                 f"{', '.join(architectures) or 'no model'} in '{checkpoint}'. Train one with "
                 "training/finetune.py, which takes a pretrained model as `init`."
             )
-        model = AutoModelForMotorDecoding.from_pretrained(checkpoint)
+        model, loading = AutoModelForMotorDecoding.from_pretrained(checkpoint, output_loading_info=True)
+        if loading["missing_keys"]:
+            raise CheckpointError(
+                f"CHECKPOINT must hold every weight of its model, got '{checkpoint}' without "
+                f"{', '.join(sorted(loading['missing_keys']))}. Save it again, or use the version of rpnt_hf "
+                "that wrote it."
+            )
         return model, RPNTProcessor.from_pretrained(checkpoint)
     except RPNTError:
         raise
