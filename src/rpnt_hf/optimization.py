@@ -161,9 +161,9 @@ class _WarmAverage:
         self.decay = decay
 
     def __call__(
-        self, average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor
+        self, average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int
     ) -> torch.Tensor:
-        steps = num_averaged.to(torch.float64)
+        steps = torch.as_tensor(num_averaged, dtype=torch.float64)
         decay = torch.minimum((1 + steps) / (10 + steps), torch.full_like(steps, self.decay))
         return torch.lerp(current, average, decay.to(current))
 
