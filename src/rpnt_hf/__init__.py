@@ -1,4 +1,7 @@
-"""Spikes in, movement out: RPNT on the Hugging Face stack. Importing this registers it with the Auto classes."""
+"""Spikes in, movement out: RPNT on the Hugging Face stack.
+
+Importing this package registers it with the Auto classes of transformers.
+"""
 
 from .auto import AutoModelForMotorDecoding
 from .configuration_rpnt import ContextAttentionConfig, MRoPEAxisConfig, RPNTConfig

@@ -185,7 +185,7 @@ class RPNTConfig(PreTrainedConfig):
             Dropout of attention and feed-forward outputs, in [0, 1).
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of layer normalisation.
-        initializer_range (`float`, *optional*, defaults to 0.02):
+        initializer_range (`float`, *optional*, defaults to 0.05):
             Standard deviation of initial weights.
         stem_kernel (`int`, *optional*, defaults to 7):
             Bins seen by the causal depthwise convolution before the first layer; 1 switches it off.
@@ -228,8 +228,7 @@ class RPNTConfig(PreTrainedConfig):
 
     Example:
         ```python
-        >>> config = RPNTConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2,
-        intermediate_size=128)
+        >>> config = RPNTConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2)
         >>> config.metadata_axes
         ['site_x', 'site_y', 'site_z', 'subject', 'day', 'task']
         ```
@@ -247,7 +246,7 @@ class RPNTConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     dropout: float | int = 0.1
     layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    initializer_range: float = 0.05
     stem_kernel: int = 7
     position_encoding: Literal["mrope", "rope", "learned", "sinusoidal", "none"] = "mrope"
     mrope_axes: Any = None  # parsed, and checked, by `__post_init__`, as are the kernels below

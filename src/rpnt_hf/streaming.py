@@ -49,6 +49,7 @@ class StreamingDecoder:
 
     Example:
         ```python
+        >>> import numpy as np
         >>> from rpnt_hf import RPNTConfig
         >>> decoder = StreamingDecoder(RPNTForMotorDecoding(RPNTConfig.preset("tiny", num_units=3)))
         >>> decoder.step(np.array([0, 2, 1])).shape
