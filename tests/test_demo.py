@@ -50,8 +50,12 @@ def test_decode_prints_scores_as_json_on_its_last_line(
     out = tmp_path / "new" / "predictions.parquet"
     assert main(["decode", str(demo / "decoder"), str(recording), "--out", str(out)]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(scores) == {"r2", "r2_variance_weighted", "num_scored_bins", "num_bins", "seconds"}
-    assert scores["num_bins"] > scores["num_scored_bins"] > 0
+    names = ("r2", "r2_variance_weighted", "num_scored_bins")
+    fitted = {f"{name}_fitted" for name in names}
+    assert set(scores) == {*names, *fitted, "num_bins", "seconds"}
+    assert scores["num_bins"] > scores["num_scored_bins_fitted"] > scores["num_scored_bins"] > 0
+    report = json.loads((demo / "report.json").read_text())
+    assert scores["r2"] == pytest.approx(report["r2"]["pretrained"], abs=0.02)  # test trials only
     assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
 
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -384,7 +385,7 @@ def test_a_decoded_recording_agrees_with_its_rows(whole_row_decoder):
     model, processor, rows = whole_row_decoder
     table = decode_recording(model, processor, make_recording("a"))
     names = ["cursor_vel_x", "cursor_vel_x_predicted", "cursor_vel_y", "cursor_vel_y_predicted"]
-    assert list(table.columns) == ["time", "interval", *names, "scored"]
+    assert list(table.columns) == ["time", "interval", *names, "scored", "fitted"]
     assert table["scored"].sum() == 400
     row = rows[0]
     first = round(row["start_time"] / row["bin_size"])
@@ -393,6 +394,24 @@ def test_a_decoded_recording_agrees_with_its_rows(whole_row_decoder):
     expected = decode_rows(model, processor, [row])[0][behind:]
     found = table[["cursor_vel_x_predicted", "cursor_vel_y_predicted"]].to_numpy()
     np.testing.assert_allclose(found[first + behind : first + row["num_bins"]], expected, atol=1e-4)
+
+
+def test_decoding_tells_test_bins_from_those_that_were_fitted(corpus, decoder):
+    model = RPNTForMotorDecoding.from_pretrained(decoder)
+    processor = RPNTProcessor.from_pretrained(decoder)
+    table = decode_recording(model, processor, make_recording("a"))
+    fitted, unfitted = np.zeros(400, dtype=bool), np.zeros(400, dtype=bool)
+    for split, marks in (("train", fitted), ("validation", fitted), ("test", unfitted)):
+        for row in view_rows(load_rows(corpus, split=split)):
+            if row["session_id"] == "a":
+                first = round(row["start_time"] / row["bin_size"])
+                marks[first + row["num_context_bins"] : first + row["num_bins"]] = True
+    np.testing.assert_array_equal(table["fitted"], fitted)
+    np.testing.assert_array_equal(~table["fitted"], unfitted)
+    elsewhere = dataclasses.replace(
+        make_recording("a"), source={"file_name": "other.nwb", "sha256": "0" * 64}
+    )
+    assert not decode_recording(model, processor, elsewhere)["fitted"].any()
 
 
 def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decoder, caplog):

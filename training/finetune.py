@@ -398,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in plain.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
+    processor.mark_fitted([*splits["train"], *splits["validation"]])
     if accelerator.is_main_process:
         plain.save_pretrained(folder.path)
         processor.save_pretrained(folder.path)

@@ -56,8 +56,10 @@ examples:
   rpnt decode demo_out/decoder FILE.nwb
   rpnt decode demo_out/decoder FILE.nwb --out predictions.parquet
 
-The last line of the output is JSON: r2 (mean over the decoded dimensions), r2_variance_weighted,
-num_scored_bins, num_bins and seconds. Both scores are null where the file has no behaviour to compare with.
+The last line of the output is JSON: r2 (mean over the decoded dimensions), r2_variance_weighted and
+num_scored_bins, on bins that the decoder was neither trained nor chosen on; r2_fitted and so on, on bins
+that it was, which are no test; num_bins and seconds. Scores are null where there is no bin or no behaviour
+to compare with.
 """
 INFO_EXAMPLES = """\
 examples:
@@ -176,15 +178,19 @@ def run_decode(arguments: argparse.Namespace) -> None:
     table = decode_recording(model, processor, recording)
     predicted = [name for name in table.columns if name.endswith("_predicted")]
     true = [name.removesuffix("_predicted") for name in predicted]
-    scored = table[table["scored"]]
-    scores: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
-    if len(scored):
-        scores = r2_scores(scored[true], scored[predicted])
+    scores: dict[str, Any] = {}
+    for suffix, chosen in (("", ~table["fitted"]), ("_fitted", table["fitted"])):
+        scored = table[table["scored"] & chosen]
+        r2: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
+        if len(scored):
+            r2 = r2_scores(scored[true], scored[predicted])
+        scores |= {f"{name}{suffix}": value for name, value in r2.items()}
+        scores[f"num_scored_bins{suffix}"] = len(scored)
     if arguments.out is not None:
         write_parquet(table, arguments.out)
         print(arguments.out)
     seconds = round(time.perf_counter() - began, 3)
-    print(json.dumps({**scores, "num_scored_bins": len(scored), "num_bins": len(table), "seconds": seconds}))
+    print(json.dumps({**scores, "num_bins": len(table), "seconds": seconds}))
 
 
 def load_decoder(checkpoint: str) -> tuple[Any, Any]:

@@ -150,8 +150,9 @@ def decode_recording(
     Returns:
         `pd.DataFrame`: One line per bin: `time` (start of the bin in s), `interval` (index of the observed
         interval), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
-        `cursor_vel_x_predicted`, and `scored` (True where the bin lies in the scored part of a trial,
-        anywhere where there are no trials, and both values are there).
+        `cursor_vel_x_predicted`, `scored` (True where the bin lies in the scored part of a trial, anywhere
+        where there are no trials, and both values are there) and `fitted` (True where the bin was among the
+        training or validation rows of the decoder: a score of such bins is no test).
 
     Raises:
         CheckpointError: As in `decode_rows`.
@@ -200,7 +201,10 @@ def decode_recording(
             table |= {name: targets[:, k], f"{name}_predicted": predictions[:, k]}
         finite = np.isfinite(targets).all(axis=1) & np.isfinite(predictions).all(axis=1)
         inside = _scored_by_trials(recording.trials, interval.start_time, num_bins, processor.bin_size)
-        tables.append(pd.DataFrame({**table, "scored": finite & interval.observed & inside}))
+        centres = table["time"] + processor.bin_size / 2
+        fitted = processor.is_fitted(recording.session_id, recording.source, centres)
+        scored = finite & interval.observed & inside
+        tables.append(pd.DataFrame({**table, "scored": scored, "fitted": fitted}))
     return pd.concat(tables, ignore_index=True)
 
 

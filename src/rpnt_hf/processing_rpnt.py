@@ -139,6 +139,8 @@ class RPNTProcessor(FeatureExtractionMixin):
             Length in bins of the windows that the weights were trained on.
         unit_embedding (`str`, *optional*, defaults to `"vocabulary"`):
             "vocabulary" or "slots", as in `RPNTConfig`.
+        fitted_intervals (`list[dict]`, *optional*):
+            What weights were fitted to or chosen on, as `mark_fitted` keeps it.
         num_slots (`int`, *optional*):
             Slots per site; required with `unit_embedding="slots"`.
 
@@ -169,6 +171,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         window_bins: int | None = None,
         unit_embedding: str = "vocabulary",
         num_slots: int | None = None,
+        fitted_intervals: Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         known = list(RPNTProcessor.__init__.__annotations__)
@@ -211,6 +214,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         self.window_bins = window_bins
         self.unit_embedding = unit_embedding
         self.num_slots = num_slots
+        self.fitted_intervals = [dict(fitted) for fitted in fitted_intervals or ()]
         self.sessions: dict[str, list[str]] = {}
         self.session_facts: dict[str, dict[str, Any]] = {}
         self._first_rows: dict[str, int] = {}
@@ -334,6 +338,49 @@ class RPNTProcessor(FeatureExtractionMixin):
         self.sessions[session_id] = unit_ids
         self._first_rows[session_id] = first
         return range(first, first + len(unit_ids))
+
+    def mark_fitted(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Remembers the times of training and validation rows, so that scores can leave them out later.
+
+        Args:
+            rows (`Iterable[Mapping]`): Rows of a built dataset; their context bins are not counted.
+        """
+        for row in rows:
+            start = row["start_time"] + row["num_context_bins"] * row["bin_size"]
+            stop = row["start_time"] + row["num_bins"] * row["bin_size"]
+            source = {name: row["source"][name] for name in ("file_name", "sha256")}
+            key = {"session_id": row["session_id"], **source}
+            known = next((one for one in self.fitted_intervals if key.items() <= one.items()), None)
+            if known is None:
+                known = {**key, "intervals": []}
+                self.fitted_intervals.append(known)
+            known["intervals"].append([start, stop])
+
+    def is_fitted(
+        self, session_id: str, source: Mapping[str, Any] | None, times: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        """Says which times of a recording the weights were fitted to or chosen on.
+
+        Args:
+            session_id (`str`): Session of the recording.
+            source (`Mapping`, *optional*): Its `file_name` and `sha256`; either must match. None matches any
+                file of the session.
+            times (`np.ndarray` of shape `(n,)`): Times in s, such as centres of bins.
+
+        Returns:
+            `np.ndarray` of shape `(n,)`, bool.
+        """
+        fitted = np.zeros(len(times), dtype=bool)
+        for known in self.fitted_intervals:
+            same_file = source is None or any(
+                known[name] is not None and known[name] == source.get(name)
+                for name in ("file_name", "sha256")
+            )
+            if known["session_id"] == session_id and same_file:
+                intervals = np.array(sorted(known["intervals"]))
+                before = np.searchsorted(intervals[:, 0], times, side="right") - 1
+                fitted |= (before >= 0) & (times < intervals[np.maximum(before, 0), 1])
+        return fitted
 
     def session_rows(self, session_id: str | None, num_units: int | None = None) -> range:
         """Finds the rows of the unit embedding that belong to a session.
