@@ -130,8 +130,7 @@ def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
         if not any(scored_bins(row).any() for row in splits[split]):
             raise DatasetError(
                 f"Split '{split}' of '{options.data}' must have scored bins, got none. Build the dataset "
-                "with "
-                "behaviour and larger `proportions`."
+                "with behaviour and larger `proportions`."
             )
     splits["train"], num_trials = select_trials(
         splits["train"], options.training_trials, options.training_fraction, options.seed
@@ -163,8 +162,7 @@ def make_model(
         if options.mode != "full":
             raise ConfigurationError(
                 f"From scratch everything must be trained (`mode` 'full'), got '{options.mode}'. Name a "
-                "checkpoint as "
-                "`init`."
+                "checkpoint as `init`."
             )
         fields = {**targets, **options.model}
         model, processor = from_scratch(
@@ -371,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         accelerator.log(shown, step=progress.step)
         if "validation_r2" in entry:
             logger.info(
-                "epoch %d  loss %.4f  R2 %s  learning rate %.2e  %.0f bins/s",
+                "epoch %d  loss %.4f  R2 %.4f  learning rate %.2e  %.0f bins/s",
                 *(
                     entry[name]
                     for name in ("epoch", "loss", "validation_r2", "learning_rate", "bins_per_second")

@@ -71,8 +71,7 @@ def build(arguments: argparse.Namespace) -> Path:
     if arguments.exclude_outliers and arguments.split_file:
         raise ConfigurationError(
             "`--exclude-outliers` must not be used with `--split-file`, which excludes nothing beyond "
-            "itself. Leave one "
-            "of them out."
+            "itself. Leave one of them out."
         )
     config = config_from(arguments, derive_velocity=True)
     files = find_nwb_files(arguments.nwb_dir or download(arguments.download))
@@ -103,8 +102,8 @@ def read_corpus(
         task = str(recording.task)
         if task not in TASKS:
             raise RecordingError(
-                f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it "
-                "as in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
+                f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it as "
+                "in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
             )
         recording.trials = with_go_cue(recording.trials)
         notes: list[str] = []

@@ -76,8 +76,7 @@ class RunFolder:
             if not resume:
                 raise CheckpointError(
                     f"`output_dir` must be a new or empty folder, got '{self.path}', which holds something. "
-                    "Choose "
-                    "another, or go on with it by `--resume true`."
+                    "Choose another, or go on with it by `--resume true`."
                 )
             self._check_settings()
 
@@ -95,8 +94,7 @@ class RunFolder:
         if changed:
             raise CheckpointError(
                 f"A resumed run must have the configuration it began with, but {', '.join(changed)} changed "
-                "in "
-                f"'{self.path}'. Give the same values, or start a new run in another `output_dir`."
+                f"in '{self.path}'. Give the same values, or start a new run in another `output_dir`."
             )
 
     def open(self) -> None:

@@ -43,8 +43,8 @@ def _refuse_unknown_keys(keys: Any, owner: type) -> None:
     for key in keys:
         if key not in known:
             raise ConfigurationError(
-                f"Every key of {owner.__name__} must be one of its fields, got `{key}`."
-                f"{closest_names(key, known)} Fields are: {', '.join(owner.__annotations__)}."
+                f"Every key of {owner.__name__} must be one of its fields, got "
+                f"`{key}`.{closest_names(key, known)} Fields are: {', '.join(owner.__annotations__)}."
             )
 
 
@@ -95,14 +95,13 @@ class MRoPEAxisConfig:
     def __post_init__(self) -> None:
         if self.name not in AXIS_UNITS:
             raise ConfigurationError(
-                f"`name` of MRoPEAxisConfig must be one of {', '.join(AXIS_UNITS)}, got '{self.name}'."
-                f"{closest_names(self.name, AXIS_UNITS)}"
+                f"`name` of MRoPEAxisConfig must be one of {', '.join(AXIS_UNITS)}, got "
+                f"'{self.name}'.{closest_names(self.name, AXIS_UNITS)}"
             )
         if self.num_pairs < 0 or self.theta <= 0:
             raise ConfigurationError(
                 f"MRoPE axis '{self.name}' needs `num_pairs` >= 0 and `theta` > 0, got "
-                f"num_pairs={self.num_pairs}, "
-                f"theta={self.theta}."
+                f"num_pairs={self.num_pairs}, theta={self.theta}."
             )
 
     @property
@@ -135,8 +134,8 @@ class ContextAttentionConfig:
         self.kernel_size = tuple(self.kernel_size)  # type: ignore[assignment]  # JSON and YAML give lists
         if len(self.kernel_size) != 2 or min(self.kernel_size) < 1 or self.context_size < 1:
             raise ConfigurationError(
-                "ContextAttentionConfig needs `kernel_size` of two numbers >= 1 and `context_size` >= 1, got "
-                f"kernel_size={self.kernel_size}, context_size={self.context_size}."
+                "ContextAttentionConfig needs `kernel_size` of two numbers >= 1 and `context_size` >= 1, "
+                f"got kernel_size={self.kernel_size}, context_size={self.context_size}."
             )
 
     @property
@@ -322,8 +321,7 @@ class RPNTConfig(PreTrainedConfig):
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigurationError(
                 "`hidden_size` must be an even multiple of `num_attention_heads` so that head channels form "
-                "pairs, "
-                f"got {self.hidden_size} and {self.num_attention_heads}."
+                f"pairs, got {self.hidden_size} and {self.num_attention_heads}."
             )
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
@@ -339,9 +337,8 @@ class RPNTConfig(PreTrainedConfig):
         if width > 256:
             raise ConfigurationError(
                 "Kernel taps over keys times the head size must be at most 256, the widest that fused "
-                "attention "
-                f"takes, got {self.context_attention.taps[1]} * {self.head_size} = {width}. Use more heads "
-                "or fewer taps."
+                f"attention takes, got {self.context_attention.taps[1]} * {self.head_size} = {width}. Use "
+                "more heads or fewer taps."
             )
 
     def _validate_axes(self) -> None:
@@ -353,8 +350,7 @@ class RPNTConfig(PreTrainedConfig):
         if sum(pairs.values()) > available or 2 * pairs["time"] < available:
             raise ConfigurationError(
                 f"`mrope_axes` must share the {available} pairs of a head (half the head size) and give at "
-                "least half "
-                f"of them to 'time', got {pairs}."
+                f"least half of them to 'time', got {pairs}."
             )
         metadata_pairs = sum(pairs.values()) - pairs["time"]
         if (
@@ -378,8 +374,7 @@ class RPNTConfig(PreTrainedConfig):
         if self.label_std is not None and min(self.label_std) <= 0:
             raise ConfigurationError(
                 f"`label_std` must be above 0 for every target, got {self.label_std}. A target that never "
-                "changes "
-                "cannot be decoded: leave it out."
+                "changes cannot be decoded: leave it out."
             )
 
     def to_dict(self) -> dict[str, Any]:

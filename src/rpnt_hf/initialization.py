@@ -106,8 +106,7 @@ def from_checkpoint(
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"`init` must be 'scratch' or a checkpoint that fits the options in `model`, but '{folder}' "
-            "cannot be "
-            f"loaded: {error}"
+            f"cannot be loaded: {error}"
         ) from error
     in_vocabulary = processor.unit_embedding == "vocabulary"
     new_sessions = sorted(found.sessions.keys() - processor.sessions.keys()) if in_vocabulary else []
@@ -126,9 +125,8 @@ def from_checkpoint(
 def _warn_of_short_windows(config: RPNTConfig, window_bins: int) -> None:
     if config.reach is not None and window_bins <= config.reach:
         logger.warning(
-            "Training windows of %d bins are not longer than the %d bins that the model reaches back: where "
-            "it runs "
-            "on longer data it looks further back than it was trained to.",
+            "Training windows of %d bins are not longer than the %d bins that the model reaches back: "
+            "where it runs on longer data it looks further back than it was trained to.",
             window_bins,
             config.reach,
         )

@@ -41,8 +41,7 @@ def r2_scores(
     if targets.shape != predictions.shape or targets.ndim < 2:
         raise InputError(
             f"`targets` and `predictions` must have one shape (..., K), got {targets.shape} and "
-            f"{predictions.shape}. "
-            "Add an axis for a single target."
+            f"{predictions.shape}. Add an axis for a single target."
         )
     scored = _mask(mask, targets.shape[:-1])
     targets, predictions = targets[scored], predictions[scored]
@@ -94,15 +93,14 @@ def bits_per_spike(
     if log_rates.shape != counts.shape:
         raise InputError(
             f"`log_rates` and `counts` must have one shape (..., N), got {log_rates.shape} and "
-            f"{counts.shape}. "
-            "Pass the counts of the same bins and units."
+            f"{counts.shape}. Pass the counts of the same bins and units."
         )
     try:
         null_rates = np.broadcast_to(np.asarray(null_rates, dtype=np.float64), counts.shape)
     except ValueError as error:
         raise InputError(
             f"`null_rates` must broadcast to {counts.shape}, got {np.shape(null_rates)}. Pass one rate per "
-            f"unit."
+            "unit."
         ) from error
     scored = _mask(mask, counts.shape)
     for name, values in (("log_rates", log_rates), ("counts", counts), ("null_rates", null_rates)):

@@ -227,15 +227,13 @@ class RPNTPreTrainedModel(PreTrainedModel):
         if self.config.unit_embedding != "vocabulary":
             raise ConfigurationError(
                 "Only a model with `unit_embedding`='vocabulary' can take new units, got 'slots'. Sample "
-                "the units "
-                "into its slots instead."
+                "the units into its slots instead."
             )
         embeddings: Any = self.base_model.embeddings
         if num_units < self.config.num_units:
             raise ConfigurationError(
-                f"`num_units` must be at least the {self.config.num_units} rows that exist, got "
-                f"{num_units}. Rows are "
-                "never dropped, since other sessions use them."
+                f"`num_units` must be at least the {self.config.num_units} rows that exist, got {num_units}. "
+                "Rows are never dropped, since other sessions use them."
             )
         old = embeddings.unit_embedding
         new = nn.Embedding(
@@ -302,8 +300,7 @@ class RPNTModel(RPNTPreTrainedModel):
             raise InputError(
                 f"Without `unit_ids`, `spike_counts` may hold at most {self.config.num_units} units "
                 f"(RPNTConfig.num_units), got shape {tuple(spike_counts.shape)} with {needed}. Pass "
-                "`unit_ids` from "
-                "RPNTProcessor, or make a model with enough units."
+                "`unit_ids` from RPNTProcessor, or make a model with enough units."
             )
         unit_ids = torch.arange(N, device=spike_counts.device).expand(S, N)
         if own_rows:
@@ -317,8 +314,7 @@ class RPNTModel(RPNTPreTrainedModel):
             if tensor is not None and tuple(tensor.shape) != expected:
                 raise InputError(
                     f"`{name}` must have shape {expected}, got {tuple(tensor.shape)} beside `spike_counts` "
-                    "of shape "
-                    f"{tuple(spike_counts.shape)}. RPNTProcessor makes inputs that fit."
+                    f"of shape {tuple(spike_counts.shape)}. RPNTProcessor makes inputs that fit."
                 )
 
     @merge_with_config_defaults
@@ -362,8 +358,8 @@ class RPNTModel(RPNTPreTrainedModel):
         if spike_counts.ndim != 4:
             raise InputError(
                 "`spike_counts` must have shape (batch, sites, bins, units), got "
-                f"{tuple(spike_counts.shape)}. Add "
-                "the missing axes, for instance spike_counts[None, None] for one window of one site."
+                f"{tuple(spike_counts.shape)}. Add the missing axes, for instance spike_counts[None, None] "
+                "for one window of one site."
             )
         B, S, T, N = spike_counts.shape
         axes = self.config.metadata_axes
@@ -381,8 +377,8 @@ class RPNTModel(RPNTPreTrainedModel):
         if self.config.position_encoding == "learned" and self.config.max_bins < T:
             raise InputError(
                 f"A window must have at most {self.config.max_bins} bins (RPNTConfig.max_bins, learned "
-                "positions), got "
-                f"shape {tuple(spike_counts.shape)}. Cut it, or use `position_encoding`='mrope'."
+                f"positions), got shape {tuple(spike_counts.shape)}. Cut it, or use "
+                "`position_encoding`='mrope'."
             )
         if unit_ids is None:
             unit_ids = self.default_unit_ids(spike_counts)

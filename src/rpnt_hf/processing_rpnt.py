@@ -194,8 +194,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         if (unit_embedding == "slots") != (num_slots is not None):
             raise ConfigurationError(
                 "`num_slots` belongs to `unit_embedding='slots'` and is required there, got "
-                f"num_slots={num_slots} "
-                f"with '{unit_embedding}'."
+                f"num_slots={num_slots} with '{unit_embedding}'."
             )
         if len(behavior_names or ()) != len(behavior_units or ()):
             raise ConfigurationError(
@@ -398,17 +397,15 @@ class RPNTProcessor(FeatureExtractionMixin):
         if session_id not in self.sessions:
             known = ", ".join(f"'{name}'" for name in self.sessions) or "none"
             raise InputError(
-                f"`session_id` must be a session of the vocabulary ({known}), got '{session_id}'."
-                f"{closest_names(str(session_id), self.sessions)} A new session needs "
-                "`processor.add_session` and "
-                "`model.resize_unit_vocabulary`, then finetuning."
+                f"`session_id` must be a session of the vocabulary ({known}), got "
+                f"'{session_id}'.{closest_names(str(session_id), self.sessions)} A new session needs "
+                "`processor.add_session` and `model.resize_unit_vocabulary`, then finetuning."
             )
         first, known_units = self._first_rows[session_id], len(self.sessions[session_id])
         if num_units is not None and num_units != known_units:
             raise InputError(
                 f"Session '{session_id}' must have the {known_units} units that the weights were trained "
-                "with, got "
-                f"{num_units}. Give the units in the order of `processor.sessions['{session_id}']`."
+                f"with, got {num_units}. Give the units in the order of `processor.sessions['{session_id}']`."
             )
         return range(first, first + known_units)
 
@@ -425,8 +422,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         if not math.isclose(bin_size, self.bin_size, rel_tol=1e-6):
             raise InputError(
                 f"`bin_size` must be {self.bin_size} s, which the weights were trained at, got {bin_size} s "
-                f"in {where}. "
-                f"Bin the data at {self.bin_size} s."
+                f"in {where}. Bin the data at {self.bin_size} s."
             )
 
     def unit_layout(
@@ -506,8 +502,8 @@ class RPNTProcessor(FeatureExtractionMixin):
         if name is not None and axis in self.metadata_axes and (session_id or "", axis) not in self._reported:
             self._reported.add((session_id or "", axis))
             logger.warning(
-                "The weights were not trained on %s '%s' of session '%s': that coordinate is unknown (NaN). "
-                "Known: %s.",
+                "The weights were not trained on %s '%s' of session '%s': that coordinate is unknown "
+                "(NaN). Known: %s.",
                 axis, name, session_id, ", ".join(known) or "none",
             )  # fmt: skip
         return math.nan
@@ -647,8 +643,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         if len(unit_sites) != counts[0].shape[1]:
             raise InputError(
                 f"`unit_sites` must name a site for each of the {counts[0].shape[1]} units of session "
-                f"'{session_id}', "
-                f"got {len(unit_sites)}."
+                f"'{session_id}', got {len(unit_sites)}."
             )
         index, unit_ids, unit_mask = self.unit_layout(session_id, unit_sites, num_sites)
         batch, most_bins = len(counts), max(len(interval) for interval in counts)

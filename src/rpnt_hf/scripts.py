@@ -32,8 +32,7 @@ def find_script(name: str) -> Path:
             return root / name
     raise ConfigurationError(
         f"A script must lie in {' or '.join(SCRIPT_FOLDERS)}, got '{name}', which is neither beside the "
-        "package nor in "
-        f"it ('{package}'). Install the package again, or run from a checkout."
+        f"package nor in it ('{package}'). Install the package again, or run from a checkout."
     )
 
 

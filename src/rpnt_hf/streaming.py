@@ -70,14 +70,13 @@ class StreamingDecoder:
         if config.position_encoding == "learned":
             raise ConfigurationError(
                 "A stream has no last bin, so `position_encoding` must not be 'learned', got 'learned'. "
-                "Train with "
-                "'mrope' to stream."
+                "Train with 'mrope' to stream."
             )
         if config.attention_window is None and max_bins is None:
             raise ConfigurationError(
                 "A stream needs `attention_window` in the configuration of the model, or `max_bins`, got "
-                "neither: its "
-                "memory would grow without end. Train with a window, or state the longest stream."
+                "neither: its memory would grow without end. Train with a window, or state the longest "
+                "stream."
             )
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be at least 1 stream, got {batch_size}.")
@@ -183,8 +182,7 @@ class StreamingDecoder:
         if len(shapes) != 2 * half or shapes[:half] != shapes[half:]:
             raise CheckpointError(
                 "The state must come from a decoder with the same model, session and batch size, whose "
-                "first layer "
-                f"holds {shapes[0]}, got {shapes[-1]}. Make the decoder in the same way."
+                f"first layer holds {shapes[0]}, got {shapes[-1]}. Make the decoder in the same way."
             )
         self._bin = int(state["bin"])
         self._recorded = state["recorded"].to(self._recorded).clone()
@@ -206,20 +204,17 @@ class StreamingDecoder:
         if tuple(counts.shape) not in allowed:
             raise InputError(
                 f"`counts` of one bin must have shape {' or '.join(map(str, allowed))}, got "
-                f"{tuple(counts.shape)} at "
-                f"bin {self._bin}. The stream goes on where it was."
+                f"{tuple(counts.shape)} at bin {self._bin}. The stream goes on where it was."
             )
         if counts.is_floating_point() and not bool(torch.isfinite(counts).all()):
             raise InputError(
                 f"`counts` must be finite, got NaN or infinity at bin {self._bin}. The stream goes on where "
-                "it was; "
-                "for a site that failed pass `site_mask`."
+                "it was; for a site that failed pass `site_mask`."
             )
         if bool((counts < 0).any()):
             raise InputError(
                 f"`counts` must be 0 or more, got {counts.min().item()} at bin {self._bin}. The stream goes "
-                "on "
-                "where it was."
+                "on where it was."
             )
         if counts.shape[-1] == self.num_flat_units and tuple(counts.shape[-2:]) != laid_out:
             counts = counts[..., self.unit_index]
@@ -248,8 +243,7 @@ class StreamingDecoder:
         if self.max_bins is not None and self._bin >= self.max_bins:
             raise InputError(
                 f"The stream must end after `max_bins`={self.max_bins} bins, got one more. Call `reset`, or "
-                "train with "
-                "`attention_window`."
+                "train with `attention_window`."
             )
         model, device = self.model.model, self.model.device
         lead = (self.batch_size, self.num_sites)

@@ -123,8 +123,8 @@ def plot_velocity_traces(
         if values.shape != truth.shape or truth.shape[:1] != seconds.shape or truth.shape[1] > len(names):
             raise InputError(
                 f"`targets` and `predictions` must have shape ({len(seconds)}, up to {len(names)}), got "
-                f"{truth.shape} "
-                f"and {values.shape} for '{name}'. Pass one row per bin of `times`, and a name per column."
+                f"{truth.shape} and {values.shape} for '{name}'. Pass one row per bin of `times`, and a name "
+                "per column."
             )
     with rc_context(STYLE):
         num_targets = truth.shape[1]
@@ -195,8 +195,7 @@ def plot_trajectories(
         ) != angles.size:
             raise InputError(
                 f"Every group must have the {angles.size} reaches of `directions` with equal bins, got "
-                f"{len(reaches)} "
-                f"for '{name}'. Cut all of them at the same bins."
+                f"{len(reaches)} for '{name}'. Cut all of them at the same bins."
             )
     if angles.size == 0:
         raise InputError("`targets` must hold at least one reach, got none. Choose trials with a direction.")
@@ -307,8 +306,7 @@ def plot_raster(
     if not len(spike_times) or not stop > start:
         raise InputError(
             f"A raster must have units and `stop` after `start`, got {len(spike_times)} units, {start} s to "
-            f"{stop} s. "
-            "Choose another window."
+            f"{stop} s. Choose another window."
         )
     with rc_context(STYLE):
         figure = _figure(7.2, min(1.3 + 0.045 * len(spike_times), 6.0))

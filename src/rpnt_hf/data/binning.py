@@ -119,8 +119,8 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
             raise BinningError(
                 f"A bin must hold at most 255 spikes of a unit, got {unit_counts[fullest]} of unit "
                 f"'{recording.unit_ids[unit]}' in the bin of {bin_size} s at "
-                f"{starts[interval] + (fullest - offsets[interval]) * bin_size:.6g} s {where}. "
-                "Use smaller bins."
+                f"{starts[interval] + (fullest - offsets[interval]) * bin_size:.6g} s {where}. Use smaller "
+                "bins."
             )
         counts[unit] = unit_counts
     counts = np.ascontiguousarray(counts.T)

@@ -76,8 +76,7 @@ def build_dataset(
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise DatasetError(
             f"`output_dir` must not exist or be an empty folder, got '{output_dir}', which holds something. "
-            "Remove it or "
-            "choose another one."
+            "Remove it or choose another one."
         )
     split_file = SplitFile.read(config.split_file) if config.split_file else None
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -154,22 +153,20 @@ def _in_session(recording: Recording, config: BuilderConfig, parts: dict[str, li
         if match is None:
             raise DatasetError(
                 f"`session_pattern` must match the name of every file, got '{config.session_pattern}', which "
-                "does not "
-                f"match '{stem}'. Correct the pattern or leave the file out."
+                f"does not match '{stem}'. Correct the pattern or leave the file out."
             )
         recording = dataclasses.replace(recording, session_id=match.group(1 if match.re.groups else 0))
     others = parts.setdefault(recording.session_id, [])
     if others and config.session_pattern is None:
         raise DatasetError(
             f"`session_id` must be unique, got '{recording.session_id}' twice. Rename it, or use "
-            "`session_pattern` where "
-            "several files are one session."
+            "`session_pattern` where several files are one session."
         )
     if others and (others[0].unit_ids != recording.unit_ids or others[0].site_ids != recording.site_ids):
         raise RecordingError(
             f"Files of one session must have the same units, got {others[0].num_units} and "
-            f"{recording.num_units} units that "
-            f"differ in session '{recording.session_id}'. Make `session_pattern` tell them apart."
+            f"{recording.num_units} units that differ in session '{recording.session_id}'. Make "
+            "`session_pattern` tell them apart."
         )
     if others and config.split_file is not None:
         raise ConfigurationError(

@@ -90,8 +90,8 @@ class PreparedRecording:
             if lost := [index for index in unobserved if index in named]:
                 raise SplitError(
                     f"`split_file` must name observed trials, got {lost[:5]} of session "
-                    f"'{recording.session_id}', "
-                    "which lie outside the observed intervals. Remove them from it."
+                    f"'{recording.session_id}', which lie outside the observed intervals. Remove them from "
+                    "it."
                 )
             reasons = {
                 index: "not named by the split file" for index in range(len(trials)) if index not in named
@@ -165,10 +165,8 @@ class PreparedRecording:
         if self.series and num_labels == 0:
             raise RecordingError(
                 "A recording must have behaviour in at least one bin of a trial, got none of "
-                f"{_behavior_names(self.series)} "
-                f"in session '{self.entry.recording.session_id}'. Choose another series, or allow recordings "
-                "without "
-                "behaviour and leave it out."
+                f"{_behavior_names(self.series)} in session '{self.entry.recording.session_id}'. Choose "
+                "another series, or allow recordings without behaviour and leave it out."
             )
 
     def _rows_of(self, interval: BinnedInterval) -> Iterator[tuple[str, dict[str, Any], int, int]]:
@@ -337,9 +335,8 @@ def _chosen_series(recording: Recording, config: BuilderConfig) -> list[Behavior
     raise RecordingError(
         f"A recording must have the behaviour {' and '.join(missing) or ' or '.join(DEFAULT_BEHAVIOR)}, got "
         f"{sorted(recording.behavior) or 'no series'} in session '{recording.session_id}'. Name a series "
-        "that it has "
-        "(`behavior`), derive velocity from position (`derive_velocity`), or build for spikes alone "
-        f"(`allow_no_behavior`).{closest_names(lacking[0], recording.behavior)}"
+        "that it has (`behavior`), derive velocity from position (`derive_velocity`), or build for spikes "
+        f"alone (`allow_no_behavior`).{closest_names(lacking[0], recording.behavior)}"
     )
 
 
@@ -364,8 +361,7 @@ def _check_trial_lengths(
         raise BinningError(
             f"`bin_size` must not be longer than a trial, got {bin_size} s where trial {short[0]} lasts "
             f"{lengths[short[0]]:.6g} s ({len(short)} such trials) in session '{recording.session_id}'. Use "
-            "smaller bins, or "
-            "exclude those trials."
+            "smaller bins, or exclude those trials."
         )
 
 
@@ -383,11 +379,9 @@ def _check_coverage(
         if outside.any():
             raise RecordingError(
                 f"A behaviour series must span all trials, got '{one.name}' from {first:.6g} to {last:.6g} s "
-                "where "
-                f"{np.count_nonzero(outside)} of {len(trials)} trials lie outside, the first being trial "
-                f"{trials.index[outside][0]}, in session '{recording.session_id}'. Write NaN where behaviour "
-                "is absent, or "
-                "exclude those trials."
+                f"where {np.count_nonzero(outside)} of {len(trials)} trials lie outside, the first being "
+                f"trial {trials.index[outside][0]}, in session '{recording.session_id}'. Write NaN where "
+                "behaviour is absent, or exclude those trials."
             )
 
 

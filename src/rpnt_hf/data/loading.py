@@ -50,15 +50,13 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     except (FileNotFoundError, ValueError) as error:
         raise DatasetError(
             f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
-            "cannot be "
-            f"loaded: {error}. Build it with `rpnt build`, or name another `dataset_config`."
+            f"cannot be loaded: {error}. Build it with `rpnt build`, or name another `dataset_config`."
         ) from error
     missing = [name for name in COLUMNS if name not in dataset.column_names]
     if missing:
         raise DatasetError(
             f"Split '{split}' of '{data}' must have the columns of a built dataset, but {', '.join(missing)} "
-            "are "
-            "missing. Build it with `rpnt build`."
+            "are missing. Build it with `rpnt build`."
         )
     return dataset
 
@@ -115,8 +113,7 @@ def select_sessions(
         if name not in known:
             raise DatasetError(
                 "Sessions to keep or exclude must be in the dataset, got "
-                f"'{name}'.{closest_names(name, known)} "
-                f"There are: {', '.join(known)}."
+                f"'{name}'.{closest_names(name, known)} There are: {', '.join(known)}."
             )
     kept = [
         row
@@ -169,8 +166,7 @@ def select_trials(
     if count is None or not 1 <= count <= len(trials):
         raise DatasetError(
             f"Training trials must be 1 to {len(trials)} (those with scored bins) or a fraction in (0, 1], "
-            "got "
-            f"count={count}, fraction={fraction}."
+            f"got count={count}, fraction={fraction}."
         )
     order = np.random.default_rng(seed).permutation(len(trials))[:count]
     kept = {trials[i] for i in order}
@@ -223,8 +219,7 @@ def label_statistics(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
         sessions = ", ".join(sorted({row["session_id"] for row in rows}))
         raise DatasetError(
             "Training rows must have bins with behaviour to learn from, got none in "
-            f"{sessions or 'no rows'}. Build the "
-            "dataset with behaviour."
+            f"{sessions or 'no rows'}. Build the dataset with behaviour."
         )
     mean, std = behavior.mean(axis=0), behavior.std(axis=0)
     if not (std > 0).all():

@@ -84,8 +84,7 @@ class BehaviorSeries:
         if num_back:
             raise RecordingError(
                 f"`timestamps` must increase strictly, got {num_back} steps that do not in series "
-                f"'{self.name}'. "
-                "Sort the samples and drop repeated times."
+                f"'{self.name}'. Sort the samples and drop repeated times."
             )
         object.__setattr__(self, "timestamps", timestamps)
         object.__setattr__(self, "values", values)
@@ -156,14 +155,12 @@ class Recording:
         if not len(self.unit_ids) == len(self.spike_times) == len(self.unit_sites):
             raise RecordingError(
                 "`unit_ids`, `unit_sites` and `spike_times` must have one entry per unit, got "
-                f"{len(self.unit_ids)}, "
-                f"{len(self.unit_sites)} and {len(self.spike_times)} {where}."
+                f"{len(self.unit_ids)}, {len(self.unit_sites)} and {len(self.spike_times)} {where}."
             )
         if self.unit_sites.min() < 0 or self.unit_sites.max() >= len(self.site_ids):
             raise RecordingError(
                 f"`unit_sites` must index the {len(self.site_ids)} `site_ids`, got {self.unit_sites.min()} "
-                "to "
-                f"{self.unit_sites.max()} {where}."
+                f"to {self.unit_sites.max()} {where}."
             )
         if self.site_positions.shape != (len(self.site_ids), 3):
             raise RecordingError(
@@ -329,8 +326,7 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
     except (OSError, KeyError, TypeError, BuildError, ConstructError, ValueError) as error:
         raise RecordingError(
             f"`path` must be a whole NWB 2.x file, got '{path}', which cannot be read "
-            f"({type(error).__name__}: {error}). "
-            "It may be truncated: fetch it again."
+            f"({type(error).__name__}: {error}). It may be truncated: fetch it again."
         ) from error
 
 
@@ -438,15 +434,13 @@ def _read_obs_intervals(nwbfile: Any, session_id: str) -> np.ndarray | None:
         if observed is not None and len(observed) == 0:
             raise RecordingError(
                 "`obs_intervals` must leave a time when all units are observed, got none in session "
-                f"'{session_id}'. "
-                "Leave out the units that were not recorded with the rest."
+                f"'{session_id}'. Leave out the units that were not recorded with the rest."
             )
     if nwbfile.invalid_times is not None and len(nwbfile.invalid_times):
         if observed is None:
             raise RecordingError(
                 "A file with `invalid_times` must also have `obs_intervals`, got none in session "
-                f"'{session_id}'. Write "
-                "`obs_intervals` for its units."
+                f"'{session_id}'. Write `obs_intervals` for its units."
             )
         table = nwbfile.invalid_times
         invalid = np.stack([table["start_time"].data[:], table["stop_time"].data[:]], axis=1)
@@ -562,8 +556,7 @@ def _spanning_interval(
     if len(every) < 2 or every.min() == every.max():
         raise RecordingError(
             f"A recording must span some time, got {len(every)} times without `obs_intervals` in session "
-            f"'{session_id}'. "
-            "Give `obs_intervals`."
+            f"'{session_id}'. Give `obs_intervals`."
         )
     return np.array([[every.min(), every.max()]])
 
@@ -581,8 +574,7 @@ def _check_spikes(unit_id: str, times: np.ndarray, where: str) -> None:
         num_unsorted, num_duplicate = np.count_nonzero(steps < 0), len(times) - len(np.unique(times))
         raise RecordingError(
             f"`spike_times` must increase strictly, got {num_unsorted} unsorted and {num_duplicate} "
-            f"duplicate of {len(times)} "
-            f"spikes for unit '{unit_id}' {where}. {repair}"
+            f"duplicate of {len(times)} spikes for unit '{unit_id}' {where}. {repair}"
         )
 
 
@@ -599,8 +591,7 @@ def _check_intervals(obs_intervals: np.ndarray, where: str) -> None:
     ):
         raise RecordingError(
             f"`obs_intervals` must be finite, sorted, not overlap and not be empty, got {len(obs_intervals)} "
-            "intervals that break "
-            f"this {where}. Merge or sort them."
+            f"intervals that break this {where}. Merge or sort them."
         )
 
 
@@ -616,6 +607,5 @@ def _check_trials(trials: pd.DataFrame, where: str) -> None:
     if len(bad):
         raise RecordingError(
             f"Every trial must stop after it starts, got {len(bad)} trials that do not, the first in row "
-            f"{bad[0]} ({start[bad[0]]} "
-            f"to {stop[bad[0]]} s) {where}. Correct or remove those rows."
+            f"{bad[0]} ({start[bad[0]]} to {stop[bad[0]]} s) {where}. Correct or remove those rows."
         )

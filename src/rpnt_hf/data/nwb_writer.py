@@ -55,7 +55,7 @@ def write_nwb(recording: Recording, path: str | Path, description: str = "simula
     path = Path(path)
     if recording.recording_date is None:
         raise RecordingError(
-            f"A recording must have a `recording_date` to be written as NWB, got None in session "
+            "A recording must have a `recording_date` to be written as NWB, got None in session "
             f"'{recording.session_id}'. Set it to the day of the session."
         )
     if path.exists():

@@ -89,8 +89,8 @@ class SimulationConfig:
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ConfigurationError(
-                f"`{name}` must be {rule}, got {getattr(self, name)!r} in SimulationConfig. "
-                "Choose another value."
+                f"`{name}` must be {rule}, got {getattr(self, name)!r} in SimulationConfig. Choose another "
+                "value."
             )
 
 

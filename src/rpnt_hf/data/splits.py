@@ -60,8 +60,7 @@ def draw_split(
     if num_trials < np.count_nonzero(parts):
         raise SplitError(
             f"A session must have at least {np.count_nonzero(parts)} trials or blocks to be divided, got "
-            f"{num_trials} "
-            f"in '{key}'. Use a shorter `block_length`, or set the parts of some splits to 0."
+            f"{num_trials} in '{key}'. Use a shorter `block_length`, or set the parts of some splits to 0."
         )
     sizes = np.where(parts > 0, np.maximum(1, np.round(parts * num_trials)), 0).astype(int)
     num_validation, num_test = sizes[1:]
@@ -106,8 +105,7 @@ def make_blocks(
     if block_bins <= 2 * guard_bins:
         raise SplitError(
             f"`block_length` must be longer than two guards, got {block_length} s with a `guard` of {guard} "
-            "s and bins "
-            f"of {bin_size} s. Use longer blocks or a shorter guard."
+            f"s and bins of {bin_size} s. Use longer blocks or a shorter guard."
         )
     rows = []
     for start, stop in obs_intervals:
@@ -272,8 +270,8 @@ class SplitFile:
             known = [*self.by_session, *self.by_file]
             raise SplitError(
                 f"`split_file` must name every session, got nothing for session '{session_id}' in "
-                f"'{self.name}', "
-                f"which names {known}. Add it, or build without it.{closest_names(session_id, known)}"
+                f"'{self.name}', which names {known}. Add it, or build without "
+                f"it.{closest_names(session_id, known)}"
             )
         outside = sorted(index for index in splits if not 0 <= index < num_trials)
         if outside:

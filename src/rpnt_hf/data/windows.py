@@ -137,8 +137,7 @@ class WindowSampler(Sampler[list[Window]]):
         if not self.windows(0):
             raise DatasetError(
                 f"{len(rows)} rows must give at least one window of {window_bins} bins, got none: there is "
-                "no bin to "
-                "learn from."
+                "no bin to learn from."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -316,8 +315,8 @@ class WindowCollator:
     ) -> None:
         if not 0 <= unit_dropout <= 0.5 or not 0 <= metadata_dropout <= 1:
             raise ConfigurationError(
-                "`unit_dropout` must lie in [0, 0.5] and `metadata_dropout` in [0, 1], got "
-                f"{unit_dropout} and {metadata_dropout}."
+                f"`unit_dropout` must lie in [0, 0.5] and `metadata_dropout` in [0, 1], got {unit_dropout} "
+                f"and {metadata_dropout}."
             )
         self.processor = processor
         self.masking = masking

@@ -267,8 +267,8 @@ def _checked(rows: Iterable[Row], name: str) -> list[Row]:
     listed = list(rows)
     if not any(scored_bins(row).any() for row in listed):
         raise InputError(
-            f"`{name}` must have scored bins with behaviour, got none in {len(listed)} rows. "
-            "Pass rows of a session with behaviour, from a built dataset."
+            f"`{name}` must have scored bins with behaviour, got none in {len(listed)} rows. Pass rows of a "
+            "session with behaviour, from a built dataset."
         )
     return listed
 
@@ -290,8 +290,7 @@ def _check_units(row: Row, unit_ids: list[str]) -> None:
     if list(row["unit_ids"]) != list(unit_ids):
         raise InputError(
             f"A row must have the {len(unit_ids)} units that were fitted, got {len(row['unit_ids'])} units "
-            "in session "
-            f"'{row['session_id']}' that are not the same. Fit one decoder per session."
+            f"in session '{row['session_id']}' that are not the same. Fit one decoder per session."
         )
 
 

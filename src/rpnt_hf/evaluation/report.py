@@ -112,8 +112,7 @@ def _plain(value: Any, place: str) -> Any:
         return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
     raise InputError(
         f"A report must hold numbers, strings, lists and dictionaries, got {type(value).__name__} at "
-        f"`{place}`. "
-        "Convert it first."
+        f"`{place}`. Convert it first."
     )
 
 
