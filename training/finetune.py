@@ -364,17 +364,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 progress.best_weights = {
                     name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
                 }
+            logger.info(
+                "epoch %d  loss %.4f  R2 %.4f  learning rate %.2e  %.0f bins/s",
+                progress.epoch, entry["loss"], rank, entry["learning_rate"], entry["bins_per_second"],
+            )  # fmt: skip
         progress.history.append(entry)
         shown = {name: value for name, value in entry.items() if isinstance(value, float)}
         accelerator.log(shown, step=progress.step)
-        if "validation_r2" in entry:
-            logger.info(
-                "epoch %d  loss %.4f  R2 %.4f  learning rate %.2e  %.0f bins/s",
-                *(
-                    entry[name]
-                    for name in ("epoch", "loss", "validation_r2", "learning_rate", "bins_per_second")
-                ),
-            )
         bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if name != "learning_rate"})
         if progress.epoch % options.checkpoint_every == 0 or is_last:
             folder.save_checkpoint(accelerator, progress.step)
