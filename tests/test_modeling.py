@@ -241,6 +241,9 @@ def test_new_units_get_rows_and_old_rows_stay(tmp_path):
         ({"unit_ids": torch.ones(3, 2, 5).long()}, r"`unit_ids` must have shape \(3, 2, 6\)"),
         ({"unit_mask": torch.ones(3, 6).bool()}, r"`unit_mask` must have shape \(3, 2, 6\)"),
         ({"spike_counts": torch.ones(3, 2, 9, 7)}, "at most 12 units .*with 14"),
+        ({"unit_ids": torch.full((3, 2, 6), 12)}, "`unit_ids` must be below 12"),
+        ({"label_masks": torch.ones(3, 9).bool()}, "`label_masks`. Did you mean `label_mask`"),
+        ({"past_key_values": None}, "use StreamingDecoder"),
         ({"labels": torch.ones(3, 9, 3)}, r"`labels` must have shape \(3, 9, 2\)"),
         (
             {"label_mask": torch.ones(3, 9, 2).bool(), "labels": torch.ones(3, 9, 2)},
@@ -257,6 +260,15 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
 def test_learned_positions_refuse_windows_longer_than_they_know():
     with pytest.raises(InputError, match=r"at most 8 bins"):
         make(position_encoding="learned", max_bins=8)(torch.ones(1, 1, 9, 6))
+
+
+@pytest.mark.parametrize("unit_embedding", ["vocabulary", "slots"])
+def test_rates_start_at_the_stated_mean_count(unit_embedding):
+    model = make(RPNTForPreTraining, unit_embedding=unit_embedding)
+    model.set_mean_count(0.2)
+    assert abs(model(**make_inputs()).log_rates.exp().mean().item() - 0.2) < 0.05
+    with pytest.raises(InputError, match=r"`mean_count` must be above 0 .* got 0\.0"):
+        model.set_mean_count(0.0)
 
 
 def test_classification_learns_from_whole_windows():

@@ -8,7 +8,8 @@ from small_corpus import BIN_SIZE, build_small_corpus, make_recording
 
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.errors import ConfigurationError, InputError
-from rpnt_hf.processing_rpnt import RPNTProcessor, fit_slots, site_layout
+from rpnt_hf.layout_rpnt import fit_slots, site_layout
+from rpnt_hf.processing_rpnt import RPNTProcessor
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,54 @@ def test_slots_need_no_vocabulary():
     inputs = processor(np.ones((5, 9)), "never seen")
     assert inputs["unit_ids"][0].tolist() == [[0, 1, 2, 3]]
     assert inputs["spike_counts"].shape == (1, 1, 5, 4)
+
+
+def test_units_in_another_order_get_their_own_rows_and_strange_units_are_refused(rows):
+    processor = RPNTProcessor.from_rows(rows)
+    row = dict(rows[0])
+    order = np.arange(len(row["unit_ids"]))[::-1]
+    counts = np.frombuffer(row["counts"], np.uint8).reshape(row["num_bins"], -1)
+    turned = row | {
+        "unit_ids": [row["unit_ids"][i] for i in order],
+        "unit_sites": [row["unit_sites"][i] for i in order],
+        "counts": np.ascontiguousarray(counts[:, order]).tobytes(),
+    }
+    expected, found = processor(row), processor(turned)
+    for site in range(expected["unit_ids"].shape[1]):
+        pairs = [
+            {
+                int(unit): inputs["spike_counts"][0, site, :, n].tolist()
+                for n, unit in enumerate(inputs["unit_ids"][0, site])
+                if inputs["unit_mask"][0, site, n]
+            }
+            for inputs in (expected, found)
+        ]
+        assert pairs[0] == pairs[1]
+    with pytest.raises(InputError, match=r"strange \(1 in all\) that were not among them"):
+        processor(row | {"unit_ids": ["strange", *row["unit_ids"][1:]]})
+
+
+def test_counts_by_site_and_flat_counts_of_a_session_agree_where_sites_interleave():
+    processor = RPNTProcessor(bin_size=0.05)
+    processor.add_session("s", ["a", "b", "c", "d", "e"], unit_sites=[0, 1, 0, 1, 1])
+    flat = np.arange(10, dtype=np.uint8).reshape(2, 5)
+    by_site = np.zeros((2, 2, 3), dtype=np.uint8)
+    by_site[0, :, :2], by_site[1] = flat[:, [0, 2]], flat[:, [1, 3, 4]]
+    for name, tensor in processor(flat, session_id="s").items():
+        torch.testing.assert_close(processor(by_site, session_id="s")[name], tensor, equal_nan=True)
+    with pytest.raises(InputError, match="2 sites of up to 3 units"):
+        processor(by_site[:, :, :2], session_id="s")
+
+
+def test_fitted_times_are_found_where_intervals_overlap_and_nest():
+    processor = RPNTProcessor(bin_size=1.0)
+    source = {"file_name": "f.nwb", "sha256": "1"}
+    row = {"session_id": "s", "bin_size": 1.0, "source": source}
+    processor.mark_fitted([row | {"start_time": 0.0, "num_bins": 100, "num_context_bins": 0}])
+    processor.mark_fitted([row | {"start_time": 8.0, "num_bins": 4, "num_context_bins": 2}])
+    processor.mark_fitted([row | {"start_time": 198.0, "num_bins": 12, "num_context_bins": 2}])
+    times = np.array([-1.0, 5.0, 11.0, 50.0, 100.0, 150.0, 199.0, 200.0, 209.9, 210.0])
+    expected = [False, True, True, True, False, False, False, True, True, False]
+    assert processor.is_fitted("s", source, times).tolist() == expected
+    assert processor.is_fitted("s", None, times).tolist() == expected
+    assert not processor.is_fitted("other", source, times).any()

@@ -165,3 +165,23 @@ def test_a_window_longer_than_the_training_windows_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         StreamingDecoder(make(num_units=processor.num_units), processor, "today")
     assert "`attention_window` is 7 bins but training windows had 5" in caplog.text
+
+
+@torch.no_grad()
+def test_a_session_with_more_units_than_slots_streams():
+    processor = RPNTProcessor(bin_size=0.05, unit_embedding="slots", num_slots=4)
+    processor.add_session("today", [str(n) for n in range(10)])
+    model = make(unit_embedding="slots", num_units=4)
+    counts = torch.poisson(torch.ones(12, 10)).to(torch.uint8).numpy()
+    decoder = StreamingDecoder(model, processor, "today")
+    streamed = torch.stack([decoder.step(counts[t]) for t in range(12)])
+    expected = model(**processor(counts, session_id="today")).predictions[0]
+    torch.testing.assert_close(streamed, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_weights_stream():
+    model, counts = make().to(torch.bfloat16), make_counts(bins=20)
+    decoder = StreamingDecoder(model, sites=SITES)
+    streamed = torch.stack([decoder.step(counts[0, :, t]) for t in range(20)])
+    torch.testing.assert_close(streamed, model(counts).predictions[0], atol=0.1, rtol=0.1)

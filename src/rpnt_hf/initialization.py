@@ -99,20 +99,36 @@ def from_checkpoint(
         processor = RPNTProcessor.from_pretrained(folder)
         config = RPNTConfig.from_pretrained(folder)
         processor.check_bin_size(found.bin_size, "the training data")
-        for name, value in fields.items():
-            setattr(config, name, value)
-        config.validate_architecture()
-        model = model_class.from_pretrained(folder, config=config)
+        config = RPNTConfig.from_dict({**config.to_dict(), **fields})
+        loaded: Any = model_class.from_pretrained(folder, config=config, output_loading_info=True)
+        model, loading = loaded
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"`init` must be 'scratch' or a checkpoint that fits the options in `model`, but '{folder}' "
             f"cannot be loaded: {error}"
         ) from error
-    in_vocabulary = processor.unit_embedding == "vocabulary"
-    new_sessions = sorted(found.sessions.keys() - processor.sessions.keys()) if in_vocabulary else []
+    stray = [
+        key
+        for keys in ("missing_keys", "unexpected_keys")
+        for key in loading[keys]
+        if key.startswith("model.")
+    ]
+    if stray:
+        raise CheckpointError(
+            f"The options in `model` must fit the weights of '{folder}', but {', '.join(sorted(stray)[:5])} "
+            f"({len(stray)} in all) would be new or left over. Change only fields without weights, such as "
+            "`dropout`, or train from scratch."
+        )
+    for session_id in found.sessions.keys() & processor.sessions.keys():
+        if found.sessions[session_id] != processor.sessions[session_id]:
+            raise CheckpointError(
+                f"Session '{session_id}' must have the units of the checkpoint '{folder}', in their order, "
+                "got others. Give the session another id, so that it gets rows of its own."
+            )
+    new_sessions = sorted(found.sessions.keys() - processor.sessions.keys())
     for session_id in new_sessions:
         processor.add_session(session_id, found.sessions[session_id], **found.session_facts[session_id])
-    if new_sessions:
+    if new_sessions and processor.unit_embedding == "vocabulary":
         model.resize_unit_vocabulary(processor.num_units)
     if config.target_names is not None:
         processor.behavior_names = list(config.target_names)

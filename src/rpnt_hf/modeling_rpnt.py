@@ -8,6 +8,7 @@ Legend: `B` batch, `S` sites, `T` bins, `N` units, `D` hidden size, `H` heads, `
 anchors.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from .attention_rpnt import (
 )
 from .configuration_rpnt import RPNTConfig
 from .embeddings_rpnt import RPNTEmbeddings
-from .errors import ConfigurationError, InputError
+from .errors import ConfigurationError, InputError, closest_names
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
 
 
@@ -247,6 +248,23 @@ class RPNTPreTrainedModel(PreTrainedModel):
         self.config.num_units = num_units
 
 
+_OUTPUT_ARGUMENTS = {"output_attentions", "output_hidden_states", "output_spatial_attentions", "return_dict"}
+
+
+def _refuse_unknown_arguments(arguments: dict[str, Any]) -> None:
+    known = [
+        *inspect.signature(RPNTModel.forward).parameters,
+        *_OUTPUT_ARGUMENTS,
+        "labels",
+        "label_mask",
+    ]
+    for name in arguments.keys() - _OUTPUT_ARGUMENTS:
+        raise InputError(
+            f"Every argument of `forward` must be known, got `{name}`.{closest_names(name, known)} To decode "
+            "bin by bin with a state, use StreamingDecoder."
+        )
+
+
 class RPNTModel(RPNTPreTrainedModel):
     """Encoder: temporal layers per site, then spatial layers over sites (DESIGN 2.4).
 
@@ -361,6 +379,7 @@ class RPNTModel(RPNTPreTrainedModel):
                 f"{tuple(spike_counts.shape)}. Add the missing axes, for instance spike_counts[None, None] "
                 "for one window of one site."
             )
+        _refuse_unknown_arguments(kwargs)
         B, S, T, N = spike_counts.shape
         axes = self.config.metadata_axes
         self._check_shapes(
@@ -382,6 +401,12 @@ class RPNTModel(RPNTPreTrainedModel):
             )
         if unit_ids is None:
             unit_ids = self.default_unit_ids(spike_counts)
+        elif not torch.compiler.is_compiling() and int(unit_ids.max()) >= self.config.num_units:
+            raise InputError(
+                f"`unit_ids` must be below {self.config.num_units} (RPNTConfig.num_units), got "
+                f"{int(unit_ids.max())}. New units need `resize_unit_vocabulary`, with the ids of "
+                "RPNTProcessor."
+            )
         visible = torch.ones_like(unit_ids, dtype=torch.bool) if unit_mask is None else unit_mask
         if masked_units is not None:
             visible = visible & ~masked_units
@@ -417,6 +442,26 @@ class RPNTForPreTraining(RPNTPreTrainedModel):
             self.slot_readout = nn.Linear(config.hidden_size, config.num_units)
         self.site_projection = nn.Linear(config.hidden_size, config.projection_size)
         self.post_init()
+
+    @torch.no_grad()
+    def set_mean_count(self, mean_count: float) -> None:
+        """Lets an untrained rate head start at the mean count of the corpus instead of one spike per bin.
+
+        Args:
+            mean_count (`float`): Spikes per unit and bin, above 0.
+
+        Raises:
+            InputError: The mean is not above 0.
+        """
+        if not mean_count > 0:
+            raise InputError(
+                f"`mean_count` must be above 0 spikes per bin, got {mean_count}. Check the counts."
+            )
+        if self.config.unit_embedding == "slots":
+            self.slot_readout.bias.fill_(math.log(mean_count))
+        else:
+            last: Any = self.unit_readout[-1]
+            last.bias[-1] = math.log(mean_count)
 
     def _log_rates(self, hidden_states: Tensor, unit_ids: Tensor) -> Tensor:
         """(B, S, T, D) -> (B, S, T, N)."""

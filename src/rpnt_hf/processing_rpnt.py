@@ -17,6 +17,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .errors import ConfigurationError, InputError, closest_names
+from .layout_rpnt import fit_slots, flat_counts, site_layout
 
 logger = logging.getLogger(__name__)
 
@@ -27,81 +28,6 @@ SESSION_FACTS = ("unit_sites", "site_positions", "subject_id", "task", "recordin
 
 # Keys that transformers itself writes into `preprocessor_config.json`.
 _TRANSFORMERS_KEYS = {"auto_map", "feature_extractor_type", "name_or_path", "processor_class"}
-
-
-def site_layout(unit_sites: NDArray[np.int64], num_sites: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Finds where each unit of a flat list goes in a rectangle of sites x units.
-
-    Args:
-        unit_sites (`np.ndarray` of shape `(units,)`, int): Site of each unit, in [0, num_sites).
-        num_sites (`int`): Number of sites.
-
-    Returns:
-        `tuple` of two arrays of shape `(num_sites, most units of a site)`: the index into the flat list, and
-        True where there is a unit (elsewhere the index is 0).
-
-    Raises:
-        InputError: If a site lies outside the range.
-
-    Example:
-        ```python
-        >>> index, present = site_layout(np.array([1, 0, 1]), num_sites=2)
-        >>> index.tolist(), present.tolist()
-        ([[1, 0], [0, 2]], [[True, False], [True, True]])
-        ```
-    """
-    unit_sites = np.asarray(unit_sites, dtype=np.int64)
-    if unit_sites.size == 0 or unit_sites.min() < 0 or unit_sites.max() >= num_sites:
-        raise InputError(
-            f"`unit_sites` must name a site in [0, {num_sites}) for at least one unit, got {unit_sites.size} "
-            "units" + (f" with sites {unit_sites.min()} to {unit_sites.max()}." if unit_sites.size else ".")
-        )
-    order = np.argsort(unit_sites, kind="stable")
-    units_per_site = np.bincount(unit_sites, minlength=num_sites)
-    first = np.cumsum(units_per_site) - units_per_site
-    position = np.arange(unit_sites.size) - first[unit_sites[order]]
-    index = np.zeros((num_sites, units_per_site.max()), dtype=np.int64)
-    present = np.zeros(index.shape, dtype=bool)
-    index[unit_sites[order], position] = order
-    present[unit_sites[order], position] = True
-    return index, present
-
-
-def fit_slots(
-    index: NDArray[np.int64],
-    present: NDArray[np.bool_],
-    num_slots: int,
-    generator: np.random.Generator | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Samples or pads the units of every site into a fixed number of slots.
-
-    Args:
-        index (`np.ndarray` of shape `(sites, units)`, int): Index of each unit, as from `site_layout`.
-        present (`np.ndarray` of the same shape, bool): True where there is a unit.
-        num_slots (`int`): Slots per site.
-        generator (`np.random.Generator`, *optional*):
-            Draws the sample; None takes units at even spacing, always the same ones.
-
-    Returns:
-        `tuple` of two arrays of shape `(sites, num_slots)` like those that came in. Units keep their order.
-    """
-    num_units = index.shape[1]
-    if num_units < num_slots:
-        padding = ((0, 0), (0, num_slots - num_units))
-        return np.pad(index, padding), np.pad(present, padding)
-    counts = present.sum(axis=1, keepdims=True)
-    position = np.arange(num_units)[None, :]
-    if generator is None:
-        # Unit u of a site is kept where floor(u * slots / units) moves on: `slots` of them, evenly spaced.
-        step = (position * num_slots) // np.maximum(counts, 1)
-        kept = (step != np.roll(step, 1, axis=1)) | (position == 0) | (counts <= num_slots)
-        key = np.where(kept & present, 0, 1)
-    else:
-        rank = np.argsort(np.argsort(np.where(present, generator.random(index.shape), 2.0), axis=1), axis=1)
-        key = np.where((rank < num_slots) & present, 0, 1)
-    chosen = np.argsort(key, axis=1, kind="stable")[:, :num_slots]
-    taken = np.take_along_axis(present & (key == 0), chosen, axis=1)
-    return np.where(taken, np.take_along_axis(index, chosen, axis=1), 0), taken
 
 
 def _as_date(value: Any) -> datetime.date | None:
@@ -339,7 +265,9 @@ class RPNTProcessor(FeatureExtractionMixin):
         return range(first, first + len(unit_ids))
 
     def mark_fitted(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remembers the times of training and validation rows, so that scores can leave them out later.
+        """Remembers the times of rows whose labels weights were fitted to or chosen on; scores omit them.
+
+        Pretraining sees no labels and marks nothing.
 
         Args:
             rows (`Iterable[Mapping]`): Rows of a built dataset; their context bins are not counted.
@@ -376,9 +304,10 @@ class RPNTProcessor(FeatureExtractionMixin):
                 for name in ("file_name", "sha256")
             )
             if known["session_id"] == session_id and same_file:
-                intervals = np.array(sorted(known["intervals"]))
-                before = np.searchsorted(intervals[:, 0], times, side="right") - 1
-                fitted |= (before >= 0) & (times < intervals[np.maximum(before, 0), 1])
+                starts, stops = np.array(sorted(known["intervals"])).T
+                # Of the intervals that begin up to a time, which may overlap, the latest stop counts.
+                before = np.searchsorted(starts, times, side="right") - 1
+                fitted |= (before >= 0) & (times < np.maximum.accumulate(stops)[np.maximum(before, 0)])
         return fitted
 
     def session_rows(self, session_id: str | None, num_units: int | None = None) -> range:
@@ -431,6 +360,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         unit_sites: NDArray[np.int64],
         num_sites: int,
         generator: np.random.Generator | None = None,
+        unit_ids: Sequence[str] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Lays the units of a session into sites x units.
 
@@ -440,6 +370,8 @@ class RPNTProcessor(FeatureExtractionMixin):
             num_sites (`int`): Number of sites.
             generator (`np.random.Generator`, *optional*): Samples units in slots mode; None samples none at
                 random.
+            unit_ids (`Sequence[str]`, *optional*): Identifiers of the units, which may come in another order
+                than the vocabulary's; None takes its order.
 
         Returns:
             `tuple` of three arrays of shape `(sites, units per site)`: index into the flat units, `unit_ids`
@@ -453,7 +385,19 @@ class RPNTProcessor(FeatureExtractionMixin):
             index, present = fit_slots(index, present, self.num_slots, generator)
             return index, np.broadcast_to(np.arange(self.num_slots), index.shape).copy(), present
         rows = self.session_rows(session_id, len(unit_sites))
-        return index, np.where(present, rows.start + index, 0), present
+        order = np.arange(len(unit_sites))
+        known = self.sessions[session_id or ""]
+        if unit_ids is not None and list(unit_ids) != known:
+            if set(unit_ids) != set(known):
+                strange = [unit_id for unit_id in unit_ids if unit_id not in set(known)]
+                raise InputError(
+                    f"Session '{session_id}' must have the units that the weights were trained with, got "
+                    f"{', '.join(strange[:5])} ({len(strange)} in all) that were not among them. Give the "
+                    "session another id and finetune it as a new one."
+                )
+            place = {unit_id: i for i, unit_id in enumerate(known)}
+            order = np.array([place[unit_id] for unit_id in unit_ids])
+        return index, np.where(present, rows.start + order[index], 0), present
 
     def metadata(
         self,
@@ -587,7 +531,7 @@ class RPNTProcessor(FeatureExtractionMixin):
                 [interval.counts for interval in intervals],
                 [interval.observed for interval in intervals],
                 data.session_id, np.asarray(data.unit_sites), data.site_positions, len(data.site_ids),
-                data.subject_id, data.task, data.recording_date,
+                data.subject_id, data.task, data.recording_date, data.unit_ids,
             )  # fmt: skip
         if isinstance(data, Mapping):
             self.check_bin_size(data["bin_size"], f"a row of session '{data['session_id']}'")
@@ -598,6 +542,7 @@ class RPNTProcessor(FeatureExtractionMixin):
                 [counts], [np.frombuffer(data["observed"], dtype=np.uint8).astype(bool)],
                 data["session_id"], np.asarray(data["unit_sites"]), data["site_positions"],
                 len(data["site_ids"]), data["subject_id"], data["task"], data["recording_date"],
+                data["unit_ids"],
             )  # fmt: skip
         if bin_size is not None:
             self.check_bin_size(bin_size, f"counts of session '{session_id}'")
@@ -614,9 +559,11 @@ class RPNTProcessor(FeatureExtractionMixin):
                 raise InputError(
                     "`unit_sites` belongs to counts of shape (bins, units), got it with three dimensions."
                 )
-            num_sites, num_bins, units_per_site = (int(size) for size in counts.shape)
-            unit_sites = np.repeat(np.arange(num_sites), units_per_site)
-            counts = np.moveaxis(counts, 0, 1).reshape(num_bins, num_sites * units_per_site)
+            num_sites = counts.shape[0]
+            unit_sites = np.asarray(
+                facts.get("unit_sites", np.repeat(np.arange(num_sites), counts.shape[-1])), dtype=np.int64
+            )
+            counts = flat_counts(counts, unit_sites, session_id)
         elif unit_sites is not None:
             unit_sites = np.asarray(unit_sites)
             num_sites = len(site_positions) if site_positions is not None else int(unit_sites.max()) + 1
@@ -638,6 +585,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         subject_id: str | None,
         task: str | None,
         recording_date: Any,
+        session_units: Sequence[str] | None = None,
     ) -> BatchFeature:
         """Lays intervals of one session into tensors, padded on the right."""
         if len(unit_sites) != counts[0].shape[1]:
@@ -645,7 +593,9 @@ class RPNTProcessor(FeatureExtractionMixin):
                 f"`unit_sites` must name a site for each of the {counts[0].shape[1]} units of session "
                 f"'{session_id}', got {len(unit_sites)}."
             )
-        index, unit_ids, unit_mask = self.unit_layout(session_id, unit_sites, num_sites)
+        index, unit_ids, unit_mask = self.unit_layout(
+            session_id, unit_sites, num_sites, unit_ids=session_units
+        )
         batch, most_bins = len(counts), max(len(interval) for interval in counts)
         spike_counts = np.zeros((batch, num_sites, most_bins, index.shape[1]), dtype=np.uint8)
         bin_mask = np.zeros((batch, num_sites, most_bins), dtype=bool)

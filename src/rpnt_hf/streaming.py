@@ -112,7 +112,7 @@ class StreamingDecoder:
             self.unit_ids = torch.from_numpy(unit_ids)[None].to(device)
             self.unit_mask = torch.from_numpy(unit_mask)[None].to(device)
             self.metadata = torch.from_numpy(metadata)[None].to(device)
-            self.num_flat_units = int(index.max()) + 1
+            self.num_flat_units = len(processor.sessions[session_id or ""])
         self.num_sites = self.unit_index.shape[0]
 
     def reset(self) -> None:
@@ -144,7 +144,8 @@ class StreamingDecoder:
                 state["keys"][:, :, :, : config.num_anchors] = anchor_keys.detach().repeat(1, 1, key_taps)
                 state["values"][:, :, :, : config.num_anchors] = anchor_values.detach()
             if config.context_attention.enabled:
-                state["context"] = zeros(*lead, self.window, config.context_attention.context_size + 1)
+                size = config.context_attention.context_size + 1
+                state["context"] = zeros(*lead, self.window, size).float()  # sums stay fp32
             self._layers.append(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,11 +306,11 @@ class StreamingDecoder:
         place = attention.num_anchors + slot
         state["keys"][..., place, :] = fused_key
         state["values"][..., place, :] = value[..., 0, :]
-        scores = fused_query @ state["keys"].transpose(-1, -2)
+        scores = (fused_query.to(value.dtype) @ state["keys"].transpose(-1, -2)).float()
         scores[..., attention.num_anchors :].masked_fill_(
             ~self._recorded[:, :, None, None], torch.finfo(scores.dtype).min / 2
         )
-        output = scores.softmax(dim=-1) @ state["values"]
+        output = scores.softmax(dim=-1).to(value.dtype) @ state["values"]
         return attention.o_proj(output.transpose(-3, -2).flatten(-2))
 
 
