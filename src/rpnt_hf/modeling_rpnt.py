@@ -252,13 +252,8 @@ _OUTPUT_ARGUMENTS = {"output_attentions", "output_hidden_states", "output_spatia
 
 
 def _refuse_unknown_arguments(arguments: dict[str, Any]) -> None:
-    known = [
-        *inspect.signature(RPNTModel.forward).parameters,
-        *_OUTPUT_ARGUMENTS,
-        "labels",
-        "label_mask",
-    ]
     for name in arguments.keys() - _OUTPUT_ARGUMENTS:
+        known = [*inspect.signature(RPNTModel.forward).parameters, *_OUTPUT_ARGUMENTS, "labels", "label_mask"]
         raise InputError(
             f"Every argument of `forward` must be known, got `{name}`.{closest_names(name, known)} To decode "
             "bin by bin with a state, use StreamingDecoder."
