@@ -162,6 +162,9 @@ def test_trials_are_scored_from_target_on_to_their_end(tmp_path):
         ({"go_cue_time": 2.0}, (2.0, 4.0)),
         ({"go_cue_time": 2.0, "target_on_time": 1.5, "end_time": 3.5}, (1.5, 3.5)),
         ({"go_cue_time": np.nan, "target_on_time": np.nan, "end_time": np.nan}, (1.0, 4.0)),
+        ({"go_cue_time_array": np.array([np.nan, 2.0, 3.0])}, (2.0, 4.0)),
+        ({"go_cue_time_array": np.array([np.nan]), "go_cue_time": np.nan}, (1.0, 4.0)),
+        ({"go_cue_time_array": [], "target_on_time": 1.5}, (1.5, 4.0)),
     ],
 )
 def test_the_scored_interval_of_a_trial(columns, expected):

@@ -105,27 +105,10 @@ def read_corpus(
                 f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it as "
                 "in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
             )
-        recording.trials = with_go_cue(recording.trials)
         notes: list[str] = []
         if exclude_outliers:
             recording, notes = without_outliers(recording)
         yield CorpusRecording(recording, task, failed_trials(recording.trials), notes)
-
-
-def with_go_cue(trials: pd.DataFrame) -> pd.DataFrame:
-    """Adds `go_cue_time`, the first cue of a random-target trial, where only `go_cue_time_array` is there.
-
-    Args:
-        trials (`pd.DataFrame`): Trials of a file.
-
-    Returns:
-        `pd.DataFrame`: the same, with `go_cue_time` in s (NaN where no cue was given).
-    """
-    if "go_cue_time_array" not in trials.columns or "go_cue_time" in trials.columns:
-        return trials
-    cues = [np.asarray(times, np.float64).ravel() for times in trials["go_cue_time_array"]]
-    first = [times[np.isfinite(times)].min() if np.isfinite(times).any() else np.nan for times in cues]
-    return trials.assign(go_cue_time=first)
 
 
 def failed_trials(trials: pd.DataFrame) -> dict[int, str]:

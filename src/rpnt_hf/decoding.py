@@ -152,7 +152,10 @@ def decode_recording(
         interval), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
         `cursor_vel_x_predicted`, `scored` (True where the bin lies in the scored part of a trial, anywhere
         where there are no trials, and both values are there) and `fitted` (True where the bin was among the
-        training or validation rows of the decoder: a score of such bins is no test).
+        training or validation rows of the decoder: a score of such bins is no test). Where trials have a
+        `result` and some were rewarded ("R"), the others are not scored. Where there were no trials and the
+        dataset was built in blocks, the guard bins around held-out blocks count as not fitted, although they
+        lie beside fitted ones.
 
     Raises:
         CheckpointError: As in `decode_rows`.
@@ -230,9 +233,13 @@ def _scored_by_trials(
     trials: pd.DataFrame, start_time: float, num_bins: int, bin_size: float
 ) -> NDArray[np.bool_]:
     """Marks the bins that lie wholly in the scored part of a trial; all of them where there are no trials."""
+    if not len(trials):
+        return np.ones(num_bins, dtype=bool)
+    if "result" in trials.columns and (trials["result"] == "R").any():
+        trials = trials[trials["result"] == "R"]
     inside = np.zeros(num_bins, dtype=bool)
     for _, trial in trials.iterrows():
         first, last = ((time - start_time) / bin_size for time in scored_interval(trial))
         begin = -np.floor(-first + EDGE_TOLERANCE)
         inside[int(max(begin, 0)) : int(max(np.floor(last + EDGE_TOLERANCE), 0))] = True
-    return inside if len(trials) else ~inside
+    return inside

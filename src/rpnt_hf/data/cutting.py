@@ -238,8 +238,7 @@ class PreparedRecording:
         scored_stop = int(self._bins_before(scored_to, start_time))
         scored_start = min(max(scored_start, low), high)
 
-        def event_bin(name: str) -> int:
-            time = _number(trial, name)
+        def event_bin(time: float) -> int:
             event = int(self._bins_before(time, start_time)) if np.isfinite(time) else -1
             return event - row_start if first <= event < stop else -1
 
@@ -251,8 +250,8 @@ class PreparedRecording:
             "stop_bin": int(high - row_start),
             "scored_start_bin": int(scored_start - row_start),
             "scored_stop_bin": int(min(max(scored_stop, scored_start), high) - row_start),
-            "go_cue_bin": event_bin("go_cue_time"),
-            "move_onset_bin": event_bin("move_onset_time"),
+            "go_cue_bin": event_bin(_go_cue_time(trial)),
+            "move_onset_bin": event_bin(_number(trial, "move_onset_time")),
             "target_dir": 0.0 if target_dir >= 2 * np.pi else float(target_dir),
             "result": _text(trial, "result"),
             "condition": _condition(trial, by_direction=False),
@@ -296,8 +295,8 @@ class PreparedRecording:
 def scored_interval(trial: pd.Series) -> tuple[float, float]:
     """Gives the part of a trial whose bins are decoding targets.
 
-    From `target_on_time`, else the go cue, else the start; to `end_time`, else the stop. Columns that are
-    missing or NaN are passed over.
+    From `target_on_time`, else the go cue (`go_cue_time`, else the first time of `go_cue_time_array`), else
+    the start; to `end_time`, else the stop. Columns that are missing or NaN are passed over.
 
     Args:
         trial (`pd.Series`): Row of the trials table, times in s.
@@ -312,11 +311,20 @@ def scored_interval(trial: pd.Series) -> tuple[float, float]:
 
         ```
     """
-    starts = [_number(trial, name) for name in ("target_on_time", "go_cue_time", "start_time")]
+    starts = [_number(trial, "target_on_time"), _go_cue_time(trial), _number(trial, "start_time")]
     ends = [_number(trial, name) for name in ("end_time", "stop_time")]
     return next(time for time in starts if np.isfinite(time)), next(
         time for time in ends if np.isfinite(time)
     )
+
+
+def _go_cue_time(trial: pd.Series) -> float:
+    """Time of the go cue, of several the first; NaN where none was given."""
+    time = _number(trial, "go_cue_time")
+    if np.isfinite(time) or trial.get("go_cue_time_array") is None:
+        return time
+    times = np.asarray(trial["go_cue_time_array"], np.float64).ravel()
+    return float(times[np.isfinite(times)].min()) if np.isfinite(times).any() else time
 
 
 def _chosen_series(recording: Recording, config: BuilderConfig) -> list[BehaviorSeries]:

@@ -1,0 +1,47 @@
+"""Decoding of whole rows and recordings: which windows are used, and which bins are scored."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import torch
+from small_corpus import BIN_SIZE, make_recording
+
+from rpnt_hf.configuration_rpnt import RPNTConfig
+from rpnt_hf.decoding import decode_recording
+from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
+FIELDS = {"num_units": 6, "hidden_size": 32, "num_attention_heads": 1, "intermediate_size": 16}
+TARGETS = ["cursor_vel_x", "cursor_vel_y"]
+
+
+def make_decoder(window_bins=10, **fields):
+    """A decoder of session "a" with random weights."""
+    torch.manual_seed(0)
+    model = RPNTForMotorDecoding(RPNTConfig.preset("tiny", **FIELDS, target_names=TARGETS, **fields)).eval()
+    units = make_recording("a").unit_ids
+    return model, RPNTProcessor(bin_size=BIN_SIZE, sessions={"a": units}, window_bins=window_bins)
+
+
+def scored_seconds(trials, **changes):
+    """The seconds (trials of the small corpus start at whole ones) with scored bins, and the bins of each."""
+    recording = dataclasses.replace(make_recording("a"), trials=trials, **changes)
+    table = decode_recording(*make_decoder(), recording)
+    times = table["time"][table["scored"]]
+    return np.floor(times + 1e-6).astype(int).value_counts().sort_index().to_dict()
+
+
+def make_trials(**columns):
+    starts = np.arange(4.0)
+    return pd.DataFrame({"start_time": starts, "stop_time": starts + 1.0} | columns)
+
+
+def test_trials_of_random_targets_are_scored_from_their_first_go_cue():
+    cues = [np.array([np.nan, second + 0.25, second + 0.5]) for second in range(3)] + [np.full(3, np.nan)]
+    assert scored_seconds(make_trials(go_cue_time_array=cues)) == {0: 15, 1: 15, 2: 15, 3: 20}
+
+
+def test_failed_trials_are_not_scored_where_others_were_rewarded():
+    assert scored_seconds(make_trials(result=["R", "F", "R", "A"])) == {0: 20, 2: 20}
+    assert scored_seconds(make_trials(result=["hit", "miss", "hit", "hit"])) == {0: 20, 1: 20, 2: 20, 3: 20}
