@@ -179,23 +179,51 @@ def test_a_window_holds_the_counts_and_labels_of_its_bins(rows, processor):
 
 def test_masks_do_not_depend_on_the_other_windows(rows, processor):
     windows = WindowSampler(rows, 10, 6, pairs=True).batches(0)[0]
-    options = {"masking": MaskingConfig(site_mask_probability=0.3), "metadata_dropout": 0.5}
+    masking = MaskingConfig(site_mask_probability=0.3)
+    options = {"masking": masking, "metadata_dropout": 0.5, "unit_dropout": 0.4}
     together = collate(rows, processor, windows, **options)
     for i, window in enumerate(windows):
         alone = collate(rows, processor, [window], **options)
         for name in ("masked_bins", "labels", "metadata"):
             torch.testing.assert_close(together[name][i : i + 1], alone[name], rtol=0, atol=0, equal_nan=True)
         units = alone["masked_units"].shape[-1]
-        assert torch.equal(together["masked_units"][i : i + 1, :, :units], alone["masked_units"])
+        for name in ("masked_units", "unit_mask"):
+            assert torch.equal(together[name][i : i + 1, :, :units], alone[name])
+            assert not together[name][i, :, units:].any()
 
 
-def test_a_site_keeps_a_visible_unit_under_masks_and_dropout(rows, processor):
+@pytest.mark.parametrize("least", [1, 2])
+def test_a_site_keeps_visible_units_under_masks_and_dropout_at_once(least):
+    """Four units in one site, three and one in the other two, so that both minima are often at stake."""
+    rng = np.random.default_rng(0)
+    row = {
+        "session_id": "a", "subject_id": None, "task": None, "recording_date": None, "bin_size": 0.05,
+        "num_bins": 4000, "num_context_bins": 0, "start_time": 0.0, "trials": [],
+        "unit_ids": list("abcdefgh"), "unit_sites": [0, 0, 0, 0, 1, 1, 1, 2], "site_ids": ["x", "y", "z"],
+        "site_positions": [[None] * 3] * 3, "counts": rng.integers(0, 3, (4000, 8), dtype=np.uint8).tobytes(),
+        "observed": bytes([1]) * 4000, "behavior": None, "behavior_names": [],
+    }  # fmt: skip
+    processor = RPNTProcessor.from_rows([row])
+    windows = WindowSampler([row], 5, 2, pairs=True).windows(0)
+    assert len(windows) >= 799
+    options = {"masking": MaskingConfig(min_visible_units=least), "unit_dropout": 0.5}
+    batch = collate([row], processor, windows, **options)
+    visible = (batch["unit_mask"] & ~batch["masked_units"]).sum(dim=-1)
+    assert (visible >= torch.tensor([least, least, 1])).all()
+    assert not (batch["masked_units"] & ~batch["unit_mask"]).any()  # what is dropped is not scored
+    assert (batch["unit_mask"].sum(dim=(1, 2)) < 8).float().mean() > 0.3
+    assert (batch["masked_units"].sum(dim=(1, 2)) > 0).float().mean() > 0.3
+    everything = collate([row], processor, windows)["unit_mask"]
+    dropped = collate([row], processor, windows, unit_dropout=0.5)["unit_mask"]
+    assert dropped.any(dim=-1).all()
+    assert dropped.sum() < everything.sum()
+
+
+def test_a_site_mask_probability_of_one_leaves_one_site(rows, processor):
     windows = WindowSampler(rows, 10, 64, pairs=True).windows(0)
-    masked = collate(rows, processor, windows, masking=MaskingConfig())
-    assert (masked["unit_mask"] & ~masked["masked_units"]).any(dim=-1).all()
-    dropped = collate(rows, processor, windows, unit_dropout=0.5)
-    assert dropped["unit_mask"].any(dim=-1).all()
-    assert dropped["unit_mask"].sum() < collate(rows, processor, windows)["unit_mask"].sum()
+    batch = collate(rows, processor, windows, masking=MaskingConfig(site_mask_probability=1.0))
+    hidden = (batch["masked_bins"] | ~batch["bin_mask"]).all(dim=-1)
+    assert (hidden.sum(dim=-1) == 1).all()  # of two sites
 
 
 def test_sites_of_a_session_have_names_of_their_own(rows, processor):

@@ -53,9 +53,10 @@ class MaskingConfig:
 
     Args:
         min_visible_bins (`int`, *optional*, defaults to 1): Bins of a site that stay visible.
-        min_visible_units (`int`, *optional*, defaults to 1): Units of a site that stay visible.
-        site_mask_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1) of hiding a whole
-            site.
+        min_visible_units (`int`, *optional*, defaults to 1): Units of a site that stay visible, after unit
+            dropout too.
+        site_mask_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] of hiding a whole
+            site; at least one site stays.
     """
 
     min_visible_bins: int = 1
@@ -289,6 +290,7 @@ class WindowCollator:
         masking (`MaskingConfig`, *optional*): Given for pretraining: counts are hidden, labels are sites.
         unit_dropout (`float`, *optional*, defaults to 0.0):
             Mean share of units that a window loses, in [0, 0.5]; its share is uniform from 0 to twice that.
+            Masks are drawn among the units that remain.
         metadata_dropout (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window loses a metadata axis (site axes go together).
         mean_counts (`dict[str, np.ndarray]`, *optional*):
@@ -378,6 +380,7 @@ class WindowCollator:
             flat[b, :num_bins, :num_flat] = sample.counts
             for target, value in zip((index, unit_ids, unit_mask), layout, strict=True):
                 target[b, :num_sites, :num_units] = value
+            unit_mask[b, :num_sites, :num_units] = self._surviving_units(layout[2], generators[b])
             bin_mask[b, :num_sites, :num_bins] = sample.observed
             metadata[b, :num_sites] = self._metadata[sample.row]
 
@@ -393,10 +396,8 @@ class WindowCollator:
         if self.masking is None:
             arrays |= self._labels(samples, most_bins)
         else:
-            arrays |= self._masks(samples, layouts, generators, bin_mask, unit_mask)
+            arrays |= self._masks(samples, generators, bin_mask, unit_mask)
         for b, rng in enumerate(generators):
-            num_sites, num_units = layouts[b][0].shape
-            unit_mask[b, :num_sites, :num_units] &= self._surviving_units(layouts[b][2], rng)
             dropped = rng.random(self._num_axis_groups) < self.metadata_dropout
             metadata[b, :, dropped[self._axis_groups]] = np.nan
         arrays["metadata"] = metadata
@@ -418,10 +419,12 @@ class WindowCollator:
         )
 
     def _surviving_units(self, present: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Draws which units a window keeps; every site keeps at least one."""
+        """Draws which units a window keeps; every site keeps as many as must stay visible."""
+        least = 1 if self.masking is None else max(self.masking.min_visible_units, 1)
         share = rng.uniform(0, 2 * self.unit_dropout)
         draws = np.where(present, rng.random(present.shape), -1.0)
-        return (draws >= share) | (draws == draws.max(axis=1, keepdims=True))
+        rank = (-draws).argsort(axis=1).argsort(axis=1)
+        return present & ((draws >= share) | (rank < least))
 
     def _labels(self, samples: Sequence[WindowSample], most_bins: int) -> dict[str, NDArray[Any]]:
         targets = samples[0].behavior.shape[1]
@@ -436,31 +439,33 @@ class WindowCollator:
     def _masks(
         self,
         samples: Sequence[WindowSample],
-        layouts: Sequence[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]],
         generators: Sequence[np.random.Generator],
         bin_mask: NDArray[np.bool_],
         unit_mask: NDArray[np.bool_],
     ) -> dict[str, NDArray[Any]]:
         assert self.masking is not None
+        least = self.masking.min_visible_units
         masked_bins, masked_units = np.zeros_like(bin_mask), np.zeros_like(unit_mask)
         labels = np.full(bin_mask.shape[:2], -100, dtype=np.int64)
-        for b, (sample, layout, rng) in enumerate(zip(samples, layouts, generators, strict=True)):
-            (num_sites, num_units), num_bins = layout[0].shape, len(sample.counts)
-            hidden_bins, hidden_units = draw_masks(
+        for b, (sample, rng) in enumerate(zip(samples, generators, strict=True)):
+            num_sites, num_bins = self._num_sites[sample.row], len(sample.counts)
+            kept = unit_mask[b, :num_sites]
+            num_kept = kept.sum(axis=1, keepdims=True)
+            hidden_bins, hidden_kept = draw_masks(
                 rng,
                 num_sites,
                 num_bins,
-                num_units,
+                int(num_kept.max()),
                 min_visible_bins=self.masking.min_visible_bins,
-                min_visible_units=self.masking.min_visible_units,
+                min_visible_units=least,
                 site_mask_probability=self.masking.site_mask_probability,
             )
             # A site with few units among sites with many could lose all: its first ones stay visible.
-            present, least = layout[2], self.masking.min_visible_units
-            short = (present & ~hidden_units).sum(axis=1) < np.minimum(least, present.sum(axis=1))
-            hidden_units[short] &= present[short].cumsum(axis=1) > least
+            real = np.arange(hidden_kept.shape[1]) < num_kept
+            short = (real & ~hidden_kept).sum(axis=1) < np.minimum(least, num_kept[:, 0])
+            hidden_kept[short, :least] = False
             masked_bins[b, :num_sites, :num_bins] = hidden_bins
-            masked_units[b, :num_sites, :num_units] = hidden_units & present
+            masked_units[b, :num_sites][kept] = hidden_kept[real]  # both in the order of sites and units
             labels[b, :num_sites] = self._site_labels[sample.row]
         return {"masked_bins": masked_bins, "masked_units": masked_units, "labels": labels}
 
