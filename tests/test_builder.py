@@ -209,6 +209,21 @@ def test_excluded_trials_are_unscored_and_unlabelled_but_their_spikes_are_kept(t
         assert not np.isin(np.floor(own), [3, 4, 19]).any()
 
 
+def test_bins_of_training_rows_without_trials_are_unlabelled_and_unscored(tmp_path):
+    """Trial 0 is long and for test; trial 1, for training, lies within it: 1 to 2 s has no training trial."""
+    starts = np.array([0.0, 0.2, 2.0, 3.0])
+    table = pd.DataFrame({"start_time": starts, "stop_time": [1.0, 0.8, 2.8, 3.8]})
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"sessions": {"day1": {"train": [1, 3], "validation": [2], "test": [0]}}}))
+    config = dataclasses.replace(CONFIG, split_file=str(path))
+    recording = make_recording(trials=table, duration=4.0)
+    dataset = load(build_dataset([recording], tmp_path / "out", config), tmp_path)
+    without, with_trial = dataset["train"]
+    assert without["trials"] == [] and (without["start_time"], without["num_bins"]) == (1.0, 10)
+    assert not scored_bins(without).any() and np.isnan(row_behavior(without)).all()
+    assert scored_bins(with_trial).sum() == 8
+
+
 def test_a_split_file_decides_alone(tmp_path):
     lists = {"train": list(range(10)), "validation": [10, 11], "test": [12, 13, 14]}
     path = tmp_path / "split.json"

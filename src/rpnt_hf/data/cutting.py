@@ -196,6 +196,8 @@ class PreparedRecording:
                 for index in here.tolist()
                 if self.splits[index] == split and first_bins[index] < stop and stop_bins[index] > first
             ]
+            if not trials:  # between trials, or in a trial of another split: not for decoding
+                values[:] = np.nan
             target = np.zeros(stop - row_start, dtype=bool)
             for trial in trials:
                 target[trial["scored_start_bin"] : trial["scored_stop_bin"]] = True
