@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nwb_files import write_nwb
 
 from rpnt_hf.cli import main
 
@@ -42,6 +44,15 @@ def test_unknown_builder_is_one_line_with_the_closest_name(capsys: pytest.Captur
 def test_missing_recording_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["decode", str(tmp_path), str(tmp_path / "absent.nwb")]) == 2
     assert "absent.nwb" in capsys.readouterr().err
+
+
+def test_decode_repairs_spikes_only_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_nwb(tmp_path / "a.nwb", [[0.5], [0.3, 0.1]], obs_intervals=np.array([[0.0, 1.0]]))
+    assert main(["decode", str(tmp_path), str(path)]) == 2
+    assert "`--repair-spikes` (`repair_spikes=True`)" in capsys.readouterr().err
+    assert main(["decode", str(tmp_path), str(path), "--repair-spikes"]) == 2
+    printed = capsys.readouterr().err
+    assert "sorted the spikes of 1 units" in printed and "CHECKPOINT must be a folder" in printed
 
 
 def test_build_synthetic_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("recording", type=Path, metavar="FILE.nwb", help="recording to decode")
     decode.add_argument("--out", type=Path, metavar="FILE.parquet", help="write one row per bin to this file")
     decode.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
+    repairing = "sort spikes and drop duplicates instead of refusing them"
+    decode.add_argument("--repair-spikes", action="store_true", help=repairing)
     decode.set_defaults(run=run_decode)
 
     info = add("info", "print versions and devices", "Print versions and devices.", INFO_EXAMPLES)
@@ -159,7 +161,8 @@ def run_decode(arguments: argparse.Namespace) -> None:
     """Runs `rpnt decode`.
 
     Args:
-        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out` and `session_id`.
+        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out`, `session_id` and
+            `repair_spikes`.
 
     Raises:
         CheckpointError: The checkpoint is missing, or is no decoder.
@@ -171,7 +174,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
     from rpnt_hf.metrics import r2_scores
 
     began = time.perf_counter()
-    recording = read_nwb(arguments.recording)
+    recording = read_nwb(arguments.recording, repair_spikes=arguments.repair_spikes)
     if arguments.session_id is not None:
         recording = dataclasses.replace(recording, session_id=arguments.session_id)
     model, processor = load_decoder(arguments.checkpoint)

@@ -562,7 +562,7 @@ def _spanning_interval(
 
 
 def _check_spikes(unit_id: str, times: np.ndarray, where: str) -> None:
-    repair = "Read with `repair_spikes=True` to sort them and drop duplicates."
+    repair = "Sort them and drop duplicates with `--repair-spikes` (`repair_spikes=True`)."
     if times.ndim != 1 or not np.isfinite(times).all():
         raise RecordingError(
             f"`spike_times` must be finite and one-dimensional, got shape {times.shape} with "
