@@ -99,8 +99,10 @@ def test_a_bin_longer_than_every_interval_is_refused():
 
 def test_an_interval_shorter_than_a_bin_is_left_out_and_logged(caplog):
     with caplog.at_level(logging.WARNING):
-        intervals = bin_spikes(make_recording([[0.1]], [[0.0, 1.0], [3.0, 3.5]]), 1.0)
-    assert len(intervals) == 1 and "1 of 2 observed intervals are shorter than one bin" in caplog.text
+        intervals = bin_spikes(make_recording([[3.1]], [[0.0, 0.5], [3.0, 4.0]]), 1.0)
+    assert [interval.index for interval in intervals] == [
+        1
+    ] and "1 of 2 observed intervals are shorter than one bin" in caplog.text
 
 
 def test_255_spikes_in_a_bin_are_counted_and_256_are_refused():

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from small_corpus import BIN_SIZE, make_recording
 
 from rpnt_hf.configuration_rpnt import RPNTConfig
-from rpnt_hf.decoding import decode_recording
+from rpnt_hf.decoding import decode_recording, decode_rows
+from rpnt_hf.errors import CheckpointError
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
 from rpnt_hf.processing_rpnt import RPNTProcessor
 
@@ -45,3 +47,31 @@ def test_trials_of_random_targets_are_scored_from_their_first_go_cue():
 def test_failed_trials_are_not_scored_where_others_were_rewarded():
     assert scored_seconds(make_trials(result=["R", "F", "R", "A"])) == {0: 20, 2: 20}
     assert scored_seconds(make_trials(result=["hit", "miss", "hit", "hit"])) == {0: 20, 1: 20, 2: 20, 3: 20}
+
+
+@pytest.mark.parametrize("encoding", ["learned", "sinusoidal"])
+def test_positions_beyond_the_training_windows_are_never_used(encoding):
+    fields = {"position_encoding": encoding, "attention_window": 4}
+    fields |= {"max_bins": 10} if encoding == "learned" else {}
+    model, processor = make_decoder(**fields)
+    recording = make_recording("a")
+    counts = recording.bin_spikes(BIN_SIZE)[0].counts[:40]
+    row = {
+        "session_id": "a", "subject_id": None, "task": None, "recording_date": None, "bin_size": BIN_SIZE,
+        "num_bins": 40, "unit_ids": recording.unit_ids, "unit_sites": recording.unit_sites,
+        "site_ids": recording.site_ids, "site_positions": recording.site_positions, "counts": counts,
+        "observed": np.ones(40, np.uint8),
+    }  # fmt: skip
+    decoded = decode_rows(model, processor, [row])[0]
+    later = {**row, "num_bins": 10, "counts": counts[20:30], "observed": np.ones(10, np.uint8)}
+    np.testing.assert_allclose(decoded[25:30], decode_rows(model, processor, [later])[0][5:], atol=1e-5)
+    processor.window_bins = None
+    with pytest.raises(CheckpointError, match=f"`position_encoding` '{encoding}' .* training windows"):
+        decode_rows(model, processor, [row])
+
+
+def test_intervals_are_numbered_as_observed():
+    observed = np.array([[0.0, 1.0], [2.0, 2.01], [3.0, 4.0]])
+    recording = dataclasses.replace(make_recording("a"), obs_intervals=observed)
+    table = decode_recording(*make_decoder(), recording)
+    assert table.groupby("interval")["time"].first().to_dict() == {0: 0.0, 2: 3.0}

@@ -56,9 +56,10 @@ def decode_rows(
 ) -> list[NDArray[np.float32]]:
     """Decodes every bin of rows of a built dataset, each bin from itself and earlier bins of its row.
 
-    A model with `attention_window` takes each row at once. One without it has only seen windows of
-    `processor.window_bins`: longer rows are decoded in windows that overlap by half, and of each window but
-    the first only the second half is kept, so that every bin has at least half a window of past.
+    A model with `attention_window` takes each row at once. One without it, or whose `position_encoding` is
+    "learned" or "sinusoidal" (a vector for each position), has only seen windows of `processor.window_bins`:
+    longer rows are decoded in windows that overlap by half, and of each window but the first only the second
+    half is kept, so that every bin has at least half a window of past.
 
     Args:
         model (`PreTrainedModel`): An `RPNTForMotorDecoding`.
@@ -75,12 +76,14 @@ def decode_rows(
         CheckpointError: The model needs windows and the processor does not say how long.
         InputError: A row does not fit the processor.
     """
-    window_bins = None if model.config.attention_window is not None else processor.window_bins
-    if window_bins is None and model.config.attention_window is None:
+    encoding = model.config.position_encoding
+    needs_windows = model.config.attention_window is None or encoding in ("learned", "sinusoidal")
+    window_bins = processor.window_bins if needs_windows else None
+    if needs_windows and window_bins is None:
         raise CheckpointError(
-            "A decoder without `attention_window` must come with the length of its training windows, but "
-            "`window_bins` of its processor is None. Set `processor.window_bins` to the bins it was trained "
-            "on."
+            f"A decoder with `attention_window` {model.config.attention_window} and `position_encoding` "
+            f"'{encoding}' must come with the length of its training windows, but `window_bins` of its "
+            "processor is None. Set `processor.window_bins` to the bins it was trained on."
         )
     lag = model.config.label_lag
     predictions = [np.full((row["num_bins"], model.config.num_targets), np.nan, np.float32) for row in rows]
@@ -148,8 +151,8 @@ def decode_recording(
         batch_size (`int`, *optional*, defaults to 16): Windows per forward pass.
 
     Returns:
-        `pd.DataFrame`: One line per bin: `time` (start of the bin in s), `interval` (index of the observed
-        interval), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
+        `pd.DataFrame`: One line per bin: `time` (start of the bin in s), `interval` (index in
+        `obs_intervals`), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
         `cursor_vel_x_predicted`, `scored` (True where the bin lies in the scored part of a trial, anywhere
         where there are no trials, and both values are there) and `fitted` (True where the bin was among the
         training or validation rows of the decoder: a score of such bins is no test). Where trials have a
@@ -189,11 +192,11 @@ def decode_recording(
     columns = _series_of(recording, names)
     tables = []
     decoded = decode_rows(model, processor, rows, batch_size)
-    for index, (interval, predictions) in enumerate(zip(intervals, decoded, strict=True)):
+    for interval, predictions in zip(intervals, decoded, strict=True):
         num_bins = len(predictions)
         table = {
             "time": interval.start_time + processor.bin_size * np.arange(num_bins),
-            "interval": np.full(num_bins, index),
+            "interval": np.full(num_bins, interval.index),
         }
         targets = np.full_like(predictions, np.nan)
         for k, name in enumerate(names):

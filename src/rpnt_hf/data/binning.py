@@ -31,11 +31,13 @@ class BinnedInterval:
         start_time (`float`): Start of the first bin in s.
         counts (`np.ndarray` of shape `(num_bins, num_units)`): Spikes per bin and unit, uint8.
         observed (`np.ndarray` of shape `(num_bins,)`): True where the bin was observed.
+        index (`int`): Index of the interval in `obs_intervals` of the recording.
     """
 
     start_time: float
     counts: np.ndarray
     observed: np.ndarray
+    index: int
 
 
 def count_bins(start: float, stop: float, bin_size: float) -> int:
@@ -103,7 +105,8 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
             bin_size,
             where,
         )
-        starts, stops, num_bins = (values[num_bins > 0] for values in (starts, stops, num_bins))
+    indices = np.flatnonzero(num_bins)
+    starts, stops, num_bins = starts[indices], stops[indices], num_bins[indices]
     # An interval whose bins fill it ends exactly where the file says, so that neighbours share no spike.
     ends = starts + num_bins * bin_size
     ends = np.where(np.abs(ends - stops) <= 2 * EDGE_TOLERANCE * bin_size, stops, ends)
@@ -125,8 +128,8 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
         counts[unit] = unit_counts
     counts = np.ascontiguousarray(counts.T)
     return [
-        BinnedInterval(float(start), counts[first:last], np.ones(last - first, dtype=bool))
-        for start, first, last in zip(starts, offsets[:-1], offsets[1:], strict=True)
+        BinnedInterval(float(start), counts[first:last], np.ones(last - first, dtype=bool), int(index))
+        for index, start, first, last in zip(indices, starts, offsets[:-1], offsets[1:], strict=True)
     ]
 
 
