@@ -1,8 +1,10 @@
 """Rows of a built dataset, written by hand, and what is read out of them."""
 
+import datasets
 import numpy as np
 import pytest
 
+from rpnt_hf.data import loading
 from rpnt_hf.data.rows import reach_bins, row_behavior, row_counts, row_observed, scored_bins
 from rpnt_hf.errors import DatasetError
 
@@ -89,3 +91,19 @@ def test_counts_that_do_not_fill_the_bins_are_refused():
         DatasetError, match=r"`counts` must hold 10 x 3 values, got 3 in the row of session 'a'"
     ):
         row_counts(row)
+
+
+def test_trials_are_counted_with_one_look_at_each_row(monkeypatch):
+    looks = []
+    monkeypatch.setattr(loading, "scored_bins", lambda row: looks.append(row) or scored_bins(row))
+    trials = [make_trial(2, 4, 3) | {"start_bin": 2, "stop_bin": 4} for _ in range(2)]
+    rows = [make_row(trials), make_row([])]
+    assert loading.select_trials(rows)[1] == 2
+    assert len(looks) == 2
+
+
+def test_rows_without_a_source_are_refused(tmp_path):
+    columns = {name: [0] for name in loading.COLUMNS if name != "source"}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "train-00000.parquet")
+    with pytest.raises(DatasetError, match="but source are missing"):
+        loading.load_rows(tmp_path)

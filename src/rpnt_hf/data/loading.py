@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 COLUMNS = (
     "session_id", "subject_id", "task", "recording_date", "site_ids", "site_positions", "bin_size",
     "start_time", "num_bins", "num_context_bins", "unit_ids", "unit_sites", "counts", "observed", "behavior",
-    "behavior_names", "behavior_units", "trials",
+    "behavior_names", "behavior_units", "trials", "source",
 )  # fmt: skip
 BINARY_COLUMNS = {"counts": 1, "observed": 1, "behavior": 4}  # bytes per value
 
@@ -151,8 +151,9 @@ def select_trials(
     trials = [
         (row_index, trial_index)
         for row_index, row in enumerate(rows)
+        for scored in [scored_bins(row)]
         for trial_index, trial in enumerate(row["trials"] or [])
-        if scored_bins(row)[trial["start_bin"] : trial["stop_bin"]].any()
+        if scored[trial["start_bin"] : trial["stop_bin"]].any()
     ]
     if count is None and fraction is None:
         return list(rows), len(trials)
