@@ -116,11 +116,38 @@ def test_pretraining_batches_hold_pairs_that_do_not_overlap(rows):
             assert min(sessions.count(session) for session in sessions) >= 2
         used = [window for batch in sampler.batches(epoch) for window in batch]
         for i, window in enumerate(used):
-            assert window.stop - window.start == min(8, rows[window.row]["num_bins"])
+            assert min(4, rows[window.row]["num_bins"]) <= window.stop - window.start <= 8
             assert not any(
                 other.row == window.row and other.start < window.stop and window.start < other.stop
                 for other in used[:i]
             )
+
+
+@pytest.mark.parametrize("num_bins", [8, 9, 16, 20, 24])
+def test_pretraining_cuts_differ_between_epochs_and_cover_every_bin(rows, num_bins):
+    """Even where the length of a row is a multiple of the window; a row of one window stays whole."""
+    cut = select_trials(rows, count=1)[0][0]
+    assert cut["num_bins"] == 20
+    units = len(cut["unit_ids"])
+    counts, observed = np.resize(row_counts(cut), (num_bins, units)), bytes([1]) * num_bins
+    row = {**cut, "num_bins": num_bins, "counts": counts.tobytes(), "observed": observed}
+    sampler = WindowSampler([row], 8, 4, seed=1, pairs=True)
+    cuts = [[(window.start, window.stop) for window in sampler.windows(epoch)] for epoch in range(100)]
+    assert cuts == [
+        [(window.start, window.stop) for window in WindowSampler([row], 8, 4, seed=1, pairs=True).windows(e)]
+        for e in range(100)
+    ]
+    if num_bins == 8:
+        assert set(map(tuple, cuts)) == {((0, 8),)}
+        return
+    assert len(set(map(tuple, cuts))) == 8  # one for each phase
+    times = np.zeros(num_bins, dtype=int)
+    for windows in cuts:
+        covered = [bin_ for start, stop in windows for bin_ in range(start, stop)]
+        assert len(set(covered)) == len(covered)
+        assert all(4 <= stop - start <= 8 for start, stop in windows)
+        times[covered] += 1
+    assert times.min() >= 35  # of 100 epochs; the ends of a row sit out some
 
 
 def test_fixed_windows_leave_context_out_and_cover_the_rest(corpus):

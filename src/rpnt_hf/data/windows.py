@@ -83,10 +83,10 @@ class WindowSampler(Sampler[list[Window]]):
 
     In training a row longer than a window is cut on a grid with a random phase. For decoding the cells of the
     grid cover the row, each bin is learned from once an epoch, windows without scored bins are left out, and
-    a window that its cell does not fill looks at bins before it. For pretraining the cells are whole windows,
-    up to `window_bins` - 1 bins of a row sit out an epoch, and each batch holds windows of a session in pairs
-    that do not overlap (a session that has one window gives it alone; of an odd number one sits out). A row
-    that is shorter gives one window.
+    a window that its cell does not fill looks at bins before it. For pretraining what is left over at either
+    end of a row is a shorter window if it has at least half the length, else it sits out the epoch; and each
+    batch holds windows of a session in pairs that do not overlap (a session that has one window gives it
+    alone; of an odd number one sits out). A row that is no longer than a window gives one.
     Otherwise (`training=False`) the grid starts at the first bin after the context and the order is that of
     the rows.
 
@@ -159,20 +159,19 @@ class WindowSampler(Sampler[list[Window]]):
             `list[Window]`: All windows that are used.
         """
         generator = np.random.default_rng([self.seed, epoch if self.training else 0])
-        cut = self._cut_whole_windows if self.pairs else self._cut_cells
+        cut = self._cut_apart if self.pairs else self._cut_cells
         cells = [(row, *cell) for row in range(len(self._bounds)) for cell in cut(row, generator)]
         seeds = generator.integers(0, 2**63, size=len(cells))
         return [Window(*cell, seed=int(seed)) for cell, seed in zip(cells, seeds, strict=True)]
 
-    def _cut_whole_windows(self, row: int, generator: np.random.Generator) -> list[tuple[int, int, int]]:
+    def _cut_apart(self, row: int, generator: np.random.Generator) -> list[tuple[int, int, int]]:
         first, stop = self._bounds[row]
-        size, length = self.window_bins, stop - first
-        if not self.training or length <= size:
-            starts = range(first, stop, size)
-        else:
-            phase = int(generator.integers(0, length % size + 1))
-            starts = range(first + phase, stop - size + 1, size)
-        return [(start, min(start + size, stop), start) for start in starts]
+        size = self.window_bins
+        if not self.training or stop - first <= size:
+            return [(start, min(start + size, stop), start) for start in range(first, stop, size)]
+        phase = int(generator.integers(0, size))
+        edges = [first, *range(first + phase, stop, size), stop]
+        return [(begin, end, begin) for begin, end in itertools.pairwise(edges) if 2 * (end - begin) >= size]
 
     def _cut_cells(self, row: int, generator: np.random.Generator) -> list[tuple[int, int, int]]:
         first, stop = self._bounds[row]
