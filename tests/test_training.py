@@ -19,8 +19,10 @@ from rpnt_hf.checkpoints import RunFolder
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
 from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.data.rows import row_behavior, scored_bins
 from rpnt_hf.decoding import decode_recording, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
+from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_schedule
 from rpnt_hf.processing_rpnt import RPNTProcessor
@@ -299,6 +301,22 @@ def test_bfloat16_and_tensorboard_run(corpus, tmp_path):
     assert math.isfinite(results["validation"]["r2"])
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
     assert weights(tmp_path / "run")["decoder.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_scores_of_a_bfloat16_run_are_those_of_the_saved_weights(corpus, tmp_path, decay):
+    arguments = ["--epochs=2", "--mixed_precision=bf16", f"--optimizer.averaging_decay={decay}"]
+    results = run("finetune", corpus, tmp_path / "run", *arguments)
+    model = RPNTForMotorDecoding.from_pretrained(tmp_path / "run")
+    processor = RPNTProcessor.from_pretrained(tmp_path / "run")
+    for split in ("validation", "test"):
+        rows = view_rows(load_rows(corpus, split=split))
+        scored = [scored_bins(row) for row in rows]
+        targets = [row_behavior(row)[mask] for row, mask in zip(rows, scored, strict=True)]
+        decoded = decode_rows(model, processor, rows, 8)
+        predictions = [values[mask] for values, mask in zip(decoded, scored, strict=True)]
+        again = r2_scores(np.concatenate(targets), np.concatenate(predictions))
+        assert results[split]["r2"] == pytest.approx(again["r2"], abs=1e-6)
 
 
 def test_slots_are_trained_and_decoded(corpus, tmp_path):

@@ -305,10 +305,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    plain = accelerator.unwrap_model(model)
+    trained = accelerator.unwrap_model(model)
+    judged: Any = averaged.module  # never wrapped: scores are those of the float32 weights that are saved
     progress = TrainingProgress()
-    resumable = [item for item in (schedule, averaged, progress) if item is not None]
-    accelerator.register_for_checkpointing(*resumable)
+    accelerator.register_for_checkpointing(schedule, averaged, progress)
     if accelerator.is_main_process:
         folder.open()
     accelerator.wait_for_everyone()
@@ -338,8 +338,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 optimizer.zero_grad()
             if accelerator.sync_gradients:
                 schedule.step()
-                if averaged is not None:
-                    averaged.update_parameters(plain)
+                averaged.update_parameters(trained)
                 progress.step += 1
                 bar.update()
             losses.append(accelerator.reduce(loss.detach(), "mean"))
@@ -354,7 +353,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         }
         is_last = progress.epoch == options.epochs
         if progress.epoch % options.validate_every == 0 or is_last:
-            judged: Any = plain if averaged is None else averaged.module
             metrics = score(accelerator, judged, processor, splits["validation"], options.batch_size)
             entry |= {f"validation_{name}": value for name, value in metrics.items()}
             rank = -math.inf if metrics["r2"] is None else metrics["r2"]  # None: a constant target
@@ -379,8 +377,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     bar.close()
 
     assert progress.best is not None and progress.best_weights is not None
-    plain.load_state_dict(progress.best_weights)
-    test = score(accelerator, plain, processor, splits["test"], options.batch_size)
+    judged.load_state_dict(progress.best_weights)
+    test = score(accelerator, judged, processor, splits["test"], options.batch_size)
     results = {
         "validation": progress.best,
         "test": test,
@@ -389,12 +387,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "init": options.init,
         "mode": options.mode,
         "seed": options.seed,
-        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
+        "parameters": sum(parameter.numel() for parameter in judged.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
     processor.mark_fitted([*splits["train"], *splits["validation"]])
     if accelerator.is_main_process:
-        plain.save_pretrained(folder.path)
+        judged.save_pretrained(folder.path)
         processor.save_pretrained(folder.path)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)

@@ -239,10 +239,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     schedule = make_schedule(optimizer, options.optimizer, num_steps)
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    plain = accelerator.unwrap_model(model)
+    trained = accelerator.unwrap_model(model)
+    judged: Any = averaged.module  # never wrapped: scores are those of the float32 weights that are saved
     progress = TrainingProgress()
-    resumable = [item for item in (schedule, averaged, progress) if item is not None]
-    accelerator.register_for_checkpointing(*resumable)
+    accelerator.register_for_checkpointing(schedule, averaged, progress)
     if accelerator.is_main_process:
         folder.open()
     accelerator.wait_for_everyone()
@@ -272,8 +272,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if not accelerator.sync_gradients:
                 continue
             schedule.step()
-            if averaged is not None:
-                averaged.update_parameters(plain)
+            averaged.update_parameters(trained)
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{progress.losses[-1]:.4f}")
@@ -286,7 +285,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     "learning_rate": schedule.get_last_lr()[0],
                     "bins_per_second": bins * accelerator.num_processes / (time.perf_counter() - began),
                 }
-                judged = plain if averaged is None else averaged.module
                 metrics = validate(accelerator, judged, *judge)
                 entry |= {f"validation_{name}": value for name, value in metrics.items()}
                 if progress.best is None or metrics["bits_per_spike"] > progress.best_rank:
@@ -312,17 +310,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     bar.close()
 
     assert progress.best is not None and progress.best_weights is not None
-    plain.load_state_dict(progress.best_weights)
+    judged.load_state_dict(progress.best_weights)
     results = {
         "validation": progress.best,
         "sessions": sorted({row["session_id"] for row in train}),
         "init": options.init,
         "seed": options.seed,
-        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
+        "parameters": sum(parameter.numel() for parameter in judged.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
     if accelerator.is_main_process:
-        plain.save_pretrained(folder.path)
+        judged.save_pretrained(folder.path)
         processor.save_pretrained(folder.path)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)

@@ -42,8 +42,7 @@ class OptimizerConfig:
         beta2: Decay of the second moment, in (0, 1).
         max_grad_norm: Norm to which gradients are clipped, above 0.
         schedule: "one_cycle" (rise to the highest rate, cosine fall), "cosine" (linear warmup, cosine fall)
-        or
-            "constant" (linear warmup).
+            or "constant" (linear warmup).
         warmup_fraction: Share of all steps in which the rate rises, in [0, 1).
         averaging_decay: Highest decay per step of the moving average of weights, in [0, 1); 0 is off. After n
             steps the decay is (1 + n) / (10 + n) where that is less. The averaged weights are what is
@@ -139,19 +138,21 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, num
     return LambdaLR(optimizer, scale)
 
 
-def average_weights(model: nn.Module, config: OptimizerConfig) -> AveragedModel | None:
-    """Makes the exponential moving average of a model's weights.
+def average_weights(model: nn.Module, config: OptimizerConfig) -> AveragedModel:
+    """Makes the exponential moving average of a model's weights: what is validated, tested and saved.
 
     Args:
-        model (`nn.Module`): The model, not wrapped for several processes.
+        model (`nn.Module`): The model, before `Accelerator.prepare` wraps its `forward`: scores are those of
+            float32 weights, whatever precision the model trains in.
         config (`OptimizerConfig`): The options.
 
     Returns:
-        `AveragedModel` or `None`: To be updated after each optimiser step; None where averaging is off.
+        `AveragedModel`: To be updated after each optimiser step; where averaging is off, a copy of the
+        weights.
     """
     decay = config.averaging_decay
     check_range("averaging_decay", decay, 0 <= decay < 1, "in [0, 1)")
-    return AveragedModel(model, avg_fn=_WarmAverage(decay)) if decay else None
+    return AveragedModel(model, avg_fn=_WarmAverage(decay))
 
 
 class _WarmAverage:
