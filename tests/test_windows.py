@@ -246,6 +246,22 @@ def test_a_site_keeps_visible_units_under_masks_and_dropout_at_once(least):
     assert dropped.sum() < everything.sum()
 
 
+def test_spike_dropout_thins_units_at_rates_of_their_own(rows, processor):
+    windows = WindowSampler(rows, 10, 64).windows(0)
+    before = collate(rows, processor, windows)["spike_counts"].double()
+    thinned = collate(rows, processor, windows, spike_dropout=0.8)
+    after = thinned["spike_counts"].double()
+    assert (after <= before).all()
+    assert abs((after.sum() / before.sum()).item() - 0.6) < 0.05
+    shares = (after.sum(dim=2) / before.sum(dim=2))[before.sum(dim=2) >= 4]
+    assert shares.min() < 0.4 and shares.max() > 0.9
+    alone = collate(rows, processor, windows[:1], spike_dropout=0.8)["spike_counts"][0]
+    units, bins = alone.shape[2], alone.shape[1]
+    torch.testing.assert_close(thinned["spike_counts"][0, :, :bins, :units], alone)
+    with pytest.raises(ConfigurationError, match="`spike_dropout`.*reconstructed"):
+        collate(rows, processor, windows, spike_dropout=0.5, masking=MaskingConfig())
+
+
 def test_a_site_mask_probability_of_one_leaves_one_site(rows, processor):
     windows = WindowSampler(rows, 10, 64, pairs=True).windows(0)
     batch = collate(rows, processor, windows, masking=MaskingConfig(site_mask_probability=1.0))

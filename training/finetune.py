@@ -71,6 +71,7 @@ class FinetuneOptions:
         window_bins: Length of training windows, in bins.
         context_bins: Bins at the start of a window that are only looked at.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
+        spike_dropout: Largest share of its spikes that a unit loses in a training window, in [0, 1).
         metadata_dropout: Probability in [0, 1] that a training window loses a metadata axis.
         batch_size: Windows per batch and process.
         accumulation_steps: Batches per optimiser step.
@@ -100,6 +101,7 @@ class FinetuneOptions:
     window_bins: int = 100
     context_bins: int = 0
     unit_dropout: float = 0.15
+    spike_dropout: float = 0.5
     metadata_dropout: float = 0.1
     batch_size: int = 32
     accumulation_steps: int = 1
@@ -210,6 +212,12 @@ def freeze(
         return
     embedding = model.model.embeddings.unit_embedding
     if mode == "units":
+        if processor.unit_embedding != "vocabulary":
+            raise CheckpointError(
+                "Mode 'units' must have a checkpoint with `unit_embedding` 'vocabulary', got "
+                f"'{processor.unit_embedding}': slots have no rows of their own for the units of a session. "
+                "Use mode 'frozen' or 'full'."
+            )
         if not new_sessions:
             raise CheckpointError(
                 "Mode 'units' must have a session whose units the checkpoint does not know, got "
@@ -230,17 +238,34 @@ def freeze(
 def score(
     accelerator: Accelerator, model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int
 ) -> dict[str, Any]:
-    """Decodes rows, shared out over the processes, and scores all their scored bins at once."""
+    """Decodes rows, shared out over the processes, and scores all their scored bins at once.
+
+    Returns:
+        `dict`: What `r2_scores` gives, `scored_bins` and `non_finite_bins`: those of them whose prediction is
+        not finite. Where there is one, the scores are None. The first `label_lag` bins of a row have no
+        prediction and are not scored.
+    """
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     decoded = decode_rows(model, processor, mine, batch_size)
     pairs = []
     for row, predictions in zip(mine, decoded, strict=True):
-        scored = scored_bins(row) & np.isfinite(predictions).all(axis=1)
+        scored = scored_bins(row)
+        scored[: model.config.label_lag] = False
         pairs.append((row_behavior(row)[scored], predictions[scored]))
     if accelerator.num_processes > 1:
         pairs = gather_object(pairs)
     targets, predictions = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-    return {**r2_scores(targets, predictions), "scored_bins": len(targets)}
+    non_finite = int((~np.isfinite(predictions)).any(axis=1).sum())
+    scores: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
+    if non_finite:
+        logger.warning(
+            "%d of %d scored bins have predictions that are not finite: there is no R2.",
+            non_finite,
+            len(targets),
+        )
+    else:
+        scores = r2_scores(targets, predictions)
+    return {**scores, "scored_bins": len(targets), "non_finite_bins": non_finite}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -277,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, processor, new_sessions = make_model(options, splits)
     sessions = sorted({row["session_id"] for row in splits["train"]})
     freeze(model, processor, options.mode, sessions, new_sessions)
+    processor.mark_fitted([*splits["train"], *splits["validation"]])
     logger.info("%d training trials of sessions %s", num_trials, ", ".join(sessions))
 
     lag = model.config.label_lag
@@ -288,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         splits["train"],
         processor,
         unit_dropout=options.unit_dropout,
+        spike_dropout=options.spike_dropout,
         metadata_dropout=options.metadata_dropout,
     )
     # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.
@@ -355,8 +382,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if progress.epoch % options.validate_every == 0 or is_last:
             metrics = score(accelerator, judged, processor, splits["validation"], options.batch_size)
             entry |= {f"validation_{name}": value for name, value in metrics.items()}
-            rank = -math.inf if metrics["r2"] is None else metrics["r2"]  # None: a constant target
-            if progress.best is None or rank > progress.best_rank:
+            # Without R2 a target is constant, and the first validation stays the best, or the run diverges.
+            rank = -math.inf if metrics["r2"] is None else metrics["r2"]
+            is_first = progress.best is None and not metrics["non_finite_bins"]
+            if is_first or rank > progress.best_rank:
                 progress.best_rank = rank
                 progress.best = {**metrics, "epoch": progress.epoch, "step": progress.step}
                 progress.best_weights = {
@@ -376,7 +405,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 folder.write_json("history.json", progress.history)
     bar.close()
 
-    assert progress.best is not None and progress.best_weights is not None
+    if progress.best is None or progress.best_weights is None:
+        raise CheckpointError(
+            "At least one validation must have predictions that are all finite, got none in "
+            f"{progress.epoch} epochs: the run diverged. Lower `optimizer.learning_rate`."
+        )
     judged.load_state_dict(progress.best_weights)
     test = score(accelerator, judged, processor, splits["test"], options.batch_size)
     results = {
@@ -390,7 +423,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in judged.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
-    processor.mark_fitted([*splits["train"], *splits["validation"]])
     if accelerator.is_main_process:
         judged.save_pretrained(folder.path)
         processor.save_pretrained(folder.path)

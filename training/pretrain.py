@@ -3,7 +3,8 @@
     accelerate launch training/pretrain.py --config training/configs/tiny_pretrain.yaml --data DIR
     --output_dir DIR
 
-What is saved at the end are the weights that were best on validation.
+What is saved at the end are the weights that were best on validation. No time is marked as fitted in the
+processor: no label was seen.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.data.loading import load_rows, select_sessions, unit_means, view_rows
 from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
-from rpnt_hf.errors import RPNTError
+from rpnt_hf.errors import CheckpointError, RPNTError
 from rpnt_hf.initialization import from_checkpoint, from_scratch
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
 from rpnt_hf.optimization import (
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 }
                 metrics = validate(accelerator, judged, *judge)
                 entry |= {f"validation_{name}": value for name, value in metrics.items()}
-                if progress.best is None or metrics["bits_per_spike"] > progress.best_rank:
+                if metrics["bits_per_spike"] > progress.best_rank:  # never where it is not a number
                     progress.best_rank = metrics["bits_per_spike"]
                     progress.best = {**metrics, "step": progress.step}
                     progress.best_weights = {
@@ -309,7 +310,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         progress.epoch, progress.batch = progress.epoch + 1, 0
     bar.close()
 
-    assert progress.best is not None and progress.best_weights is not None
+    if progress.best is None or progress.best_weights is None:
+        raise CheckpointError(
+            f"At least one validation must be finite, got none in {progress.step} steps: the run diverged. "
+            "Lower `optimizer.learning_rate`."
+        )
     judged.load_state_dict(progress.best_weights)
     results = {
         "validation": progress.best,

@@ -290,6 +290,9 @@ class WindowCollator:
         unit_dropout (`float`, *optional*, defaults to 0.0):
             Mean share of units that a window loses, in [0, 0.5]; its share is uniform from 0 to twice that.
             Masks are drawn among the units that remain.
+        spike_dropout (`float`, *optional*, defaults to 0.0):
+            Largest share in [0, 1) of its spikes that a unit loses in a window; each unit's is uniform from 0.
+            For decoding only: counts that are reconstructed must stay as they were recorded.
         metadata_dropout (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window loses a metadata axis (site axes go together).
         mean_counts (`dict[str, np.ndarray]`, *optional*):
@@ -310,6 +313,7 @@ class WindowCollator:
         *,
         masking: MaskingConfig | None = None,
         unit_dropout: float = 0.0,
+        spike_dropout: float = 0.0,
         metadata_dropout: float = 0.0,
         mean_counts: Mapping[str, NDArray[np.float64]] | None = None,
         sample_units: bool = True,
@@ -319,8 +323,14 @@ class WindowCollator:
                 f"`unit_dropout` must lie in [0, 0.5] and `metadata_dropout` in [0, 1], got {unit_dropout} "
                 f"and {metadata_dropout}."
             )
+        if not 0 <= spike_dropout < 1 or (spike_dropout and masking is not None):
+            raise ConfigurationError(
+                "`spike_dropout` must lie in [0, 1) and be 0 where counts are reconstructed, got "
+                f"{spike_dropout}. Use `unit_dropout` in pretraining."
+            )
         self.processor = processor
         self.masking = masking
+        self.spike_dropout = spike_dropout
         self.unit_dropout = unit_dropout
         self.metadata_dropout = metadata_dropout
         self.mean_counts = mean_counts
@@ -376,7 +386,7 @@ class WindowCollator:
         metadata = np.full((batch, sites, len(self._axis_groups)), np.nan, dtype=np.float32)
         for b, (sample, layout) in enumerate(zip(samples, layouts, strict=True)):
             (num_bins, num_flat), (num_sites, num_units) = sample.counts.shape, layout[0].shape
-            flat[b, :num_bins, :num_flat] = sample.counts
+            flat[b, :num_bins, :num_flat] = self._surviving_spikes(sample.counts, generators[b])
             for target, value in zip((index, unit_ids, unit_mask), layout, strict=True):
                 target[b, :num_sites, :num_units] = value
             unit_mask[b, :num_sites, :num_units] = self._surviving_units(layout[2], generators[b])
@@ -416,6 +426,13 @@ class WindowCollator:
         return self.processor.unit_layout(
             self._sessions[row], self._unit_sites[row], self._num_sites[row], rng
         )
+
+    def _surviving_spikes(self, counts: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Thins each unit of a window at a rate of its own, (T, N) -> (T, N); Poisson counts stay Poisson."""
+        if not self.spike_dropout:
+            return counts
+        kept = 1 - rng.uniform(0, self.spike_dropout, counts.shape[1])
+        return rng.binomial(counts, kept).astype(np.uint8)
 
     def _surviving_units(self, present: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
         """Draws which units a window keeps; every site keeps as many as must stay visible."""
