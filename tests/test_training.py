@@ -168,6 +168,71 @@ def test_pretraining_learns_and_knows_only_its_sessions(pretrained):
     assert RPNTForPreTraining.from_pretrained(pretrained).config.num_units == 6
 
 
+def diverging(diverges):
+    """Replaces a prediction by NaN in those calls of `decode_rows` whose number `diverges` picks."""
+    calls = []
+
+    def decode(model, processor, rows, batch_size):
+        decoded = decode_rows(model, processor, rows, batch_size)
+        if diverges(len(calls)):
+            decoded[0][np.flatnonzero(scored_bins(rows[0]))[-1], 0] = np.nan
+        calls.append(batch_size)
+        return decoded
+
+    return decode
+
+
+def test_a_prediction_that_is_not_finite_is_never_left_out_of_a_score(
+    corpus, tmp_path, monkeypatch, caplog, decoder
+):
+    finetune = load_script("training/finetune.py")
+    model, processor = RPNTForMotorDecoding.from_pretrained(decoder), RPNTProcessor.from_pretrained(decoder)
+    rows = [row for row in view_rows(load_rows(corpus, split="test")) if row["session_id"] == "a"]
+    num_scored = sum(scored_bins(row).sum() for row in rows)
+    monkeypatch.setattr(finetune, "decode_rows", diverging(lambda call: call != 0))
+    assert finetune.score(Accelerator(cpu=True), model, processor, rows, 8)["r2"] is not None
+    broken = finetune.score(Accelerator(cpu=True), model, processor, rows, 8)
+    assert broken == {
+        "r2": None, "r2_variance_weighted": None, "scored_bins": num_scored, "non_finite_bins": 1
+    }  # fmt: skip
+    assert f"1 of {num_scored} scored bins have predictions that are not finite" in caplog.text
+
+
+def test_bins_before_the_label_lag_are_left_out_of_a_score(corpus, decoder):
+    finetune = load_script("training/finetune.py")
+    model, processor = RPNTForMotorDecoding.from_pretrained(decoder), RPNTProcessor.from_pretrained(decoder)
+    rows = [row for row in view_rows(load_rows(corpus, split="train")) if row["session_id"] == "a"]
+    model.config.label_lag = 3
+    result = finetune.score(Accelerator(cpu=True), model, processor, rows, 8)
+    assert result["scored_bins"] == sum(scored_bins(row)[3:].sum() for row in rows)
+    assert result["scored_bins"] < sum(scored_bins(row).sum() for row in rows)
+    assert result["r2"] is not None
+    assert result["non_finite_bins"] == 0
+
+
+def test_a_diverged_validation_is_never_the_best(corpus, tmp_path, monkeypatch):
+    finetune = load_script("training/finetune.py")
+    monkeypatch.setattr(finetune, "decode_rows", diverging(lambda call: call != 1))
+    results = run("finetune", corpus, tmp_path / "run", "--epochs=3")
+    assert results["validation"]["epoch"] == 2
+    assert results["test"]["r2"] is None
+    assert [entry["validation_r2"] is None for entry in history(tmp_path / "run")] == [True, False, True]
+
+
+@pytest.mark.parametrize("script", ["finetune", "pretrain"])
+def test_a_run_that_only_diverges_says_so(corpus, tmp_path, monkeypatch, script):
+    module = load_script(f"training/{script}.py")
+    if script == "finetune":
+        monkeypatch.setattr(module, "decode_rows", diverging(lambda call: True))
+    else:
+        monkeypatch.setattr(
+            module, "validate", lambda *_: {"poisson_loss": math.nan, "bits_per_spike": math.nan}
+        )
+    with pytest.raises(CheckpointError, match=r"diverged.* Lower `optimizer.learning_rate`"):
+        run(script, corpus, tmp_path / "run", "--epochs=1")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def changed(before, after):
     """Names of the weights that differ, and rows of the unit embedding that do."""
     names = {name for name in before if not torch.equal(before[name], after[name][: len(before[name])])}
@@ -178,6 +243,19 @@ def changed(before, after):
     }, rows.nonzero().flatten().tolist()
 
 
+@pytest.fixture
+def initial_states(monkeypatch):
+    """Weights of the models that finetuning begins with, one for each run of the test."""
+    finetune, states = load_script("training/finetune.py"), []
+
+    def freeze(model, *arguments, freeze=finetune.freeze):
+        states.append(copy.deepcopy(model.state_dict()))
+        freeze(model, *arguments)
+
+    monkeypatch.setattr(finetune, "freeze", freeze)
+    return states
+
+
 def test_full_mode_trains_everything_but_other_sessions(corpus, decoder, tmp_path):
     run("finetune", corpus, tmp_path / "run", "--sessions=[b]", f"--init={decoder}", "--epochs=1")
     names, rows = changed(weights(decoder), weights(tmp_path / "run"))
@@ -185,7 +263,7 @@ def test_full_mode_trains_everything_but_other_sessions(corpus, decoder, tmp_pat
     assert rows == []  # the six rows of "a"; those of "b" are new
 
 
-def test_frozen_mode_trains_the_head_and_the_units_at_hand(corpus, pretrained, tmp_path):
+def test_frozen_mode_trains_the_head_and_the_units_at_hand(corpus, pretrained, tmp_path, initial_states):
     arguments = [f"--init={pretrained}", "--epochs=2", "--mode=frozen"]
     run("finetune", corpus, tmp_path / "run", "--sessions=[a]", *arguments)
     before, after = weights(pretrained), weights(tmp_path / "run")
@@ -195,7 +273,9 @@ def test_frozen_mode_trains_the_head_and_the_units_at_hand(corpus, pretrained, t
     assert rows == list(range(6))
     run("finetune", corpus, tmp_path / "other", "--sessions=[b]", *arguments)
     assert changed(shared, weights(tmp_path / "other")) == (set(), [])
-    assert after["decoder.weight"].abs().sum() > 0
+    head = [name for name in after if not name.startswith("model.")]
+    assert "decoder.weight" in head
+    assert not any(torch.equal(initial_states[0][name], after[name]) for name in head)
 
 
 def test_units_mode_trains_only_the_rows_of_new_sessions(corpus, decoder, tmp_path):
@@ -208,17 +288,7 @@ def test_units_mode_trains_only_the_rows_of_new_sessions(corpus, decoder, tmp_pa
     assert RPNTProcessor.from_pretrained(tmp_path / "run").session_rows("b") == range(6, 11)
 
 
-def test_units_mode_moves_the_new_rows(corpus, decoder, tmp_path, monkeypatch):
-    finetune = load_script("training/finetune.py")
-    made = []
-    monkeypatch.setattr(
-        finetune,
-        "freeze",
-        lambda model, *rest, freeze=finetune.freeze: (
-            freeze(model, *rest),
-            made.append(copy.deepcopy(model)),
-        ),
-    )
+def test_units_mode_moves_the_new_rows(corpus, decoder, tmp_path, initial_states):
     run(
         "finetune",
         corpus,
@@ -228,7 +298,7 @@ def test_units_mode_moves_the_new_rows(corpus, decoder, tmp_path, monkeypatch):
         "--epochs=2",
         "--mode=units",
     )
-    names, rows = changed(made[0].state_dict(), weights(tmp_path / "run"))
+    names, rows = changed(initial_states[0], weights(tmp_path / "run"))
     assert names == {"units"}
     assert rows == list(range(6, 11))
 
@@ -317,6 +387,25 @@ def test_scores_of_a_bfloat16_run_are_those_of_the_saved_weights(corpus, tmp_pat
         predictions = [values[mask] for values, mask in zip(decoded, scored, strict=True)]
         again = r2_scores(np.concatenate(targets), np.concatenate(predictions))
         assert results[split]["r2"] == pytest.approx(again["r2"], abs=1e-6)
+
+
+def test_units_mode_does_not_fit_slots(corpus, tmp_path):
+    slots = ["--model.unit_embedding=slots", "--num_slots=2", "--epochs=1"]
+    run("finetune", corpus, tmp_path / "decoder", *slots, "--sessions=[a]")
+    with pytest.raises(CheckpointError, match=r"`unit_embedding` 'vocabulary', got 'slots'.* no rows"):
+        run("finetune", corpus, tmp_path / "run", f"--init={tmp_path / 'decoder'}", "--mode=units")
+
+
+def test_what_was_fitted_is_marked_before_training(corpus, tmp_path, monkeypatch):
+    """So that rows that cannot be marked do not cost a finished run."""
+
+    def mark_fitted(processor, rows):
+        raise InputError("These rows cannot be marked.")
+
+    monkeypatch.setattr(RPNTProcessor, "mark_fitted", mark_fitted)
+    with pytest.raises(InputError, match="cannot be marked"):
+        run("finetune", corpus, tmp_path / "run", "--epochs=1")
+    assert not (tmp_path / "run").exists()
 
 
 def test_slots_are_trained_and_decoded(corpus, tmp_path):
