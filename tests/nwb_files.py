@@ -35,8 +35,12 @@ def write_nwb(
     bare=(),
     acquisition=(),
     invalid_times=(),
+    modules=None,
 ) -> Path:
-    """Writes a file; `trials` is a dict of columns, `obs_intervals` one array or a list with one per unit."""
+    """Writes a file; `trials` is a dict of columns, `obs_intervals` one array or a list with one per unit.
+
+    `modules` has the contents of further processing modules by their names.
+    """
     nwbfile = pynwb.NWBFile("a test", path.stem, START, session_id=session_id)
     if subject_id:
         nwbfile.subject = pynwb.file.Subject(subject_id=subject_id, species="Macaca mulatta", age="P5Y")
@@ -74,6 +78,10 @@ def write_nwb(
                 else BehavioralTimeSeries(name=f"Container_{one.name}", time_series=one)
             )
         for one in bare:
+            module.add(one)
+    for name, contents in (modules or {}).items():
+        module = nwbfile.create_processing_module(name, name)
+        for one in contents:
             module.add(one)
     for one in acquisition:
         nwbfile.add_acquisition(one)

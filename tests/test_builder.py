@@ -259,6 +259,42 @@ def test_trials_outside_the_observed_intervals_are_excluded_or_refused(tmp_path)
         build_dataset([recording], tmp_path / "out2", dataclasses.replace(CONFIG, split_file=str(path)))
 
 
+def test_trials_without_a_start_or_stop_time_are_excluded(tmp_path):
+    recording = make_recording()
+    trials = recording.trials.copy()
+    trials.loc[[3, 5], "start_time"], trials.loc[[0, 5, 8], "stop_time"] = np.nan, np.nan
+    recording = make_recording(trials=trials)
+    folder = build_dataset([recording], tmp_path / "out", CONFIG)
+    build = json.loads((folder / "rpnt_build.json").read_text())
+    assert build["sessions"][0]["excluded_trials"] == {
+        "without a start time": [3, 5],
+        "without a stop time": [0, 8],
+    }
+    dataset = load(folder, tmp_path)
+    assert {index for _, index in trial_splits(dataset)} == set(range(20)) - {0, 3, 5, 8}
+    assert sum(int(own_counts(row).sum()) for _, row in rows_of(dataset)) == recording.num_spikes
+    for _, row in rows_of(dataset):
+        times = row["start_time"] + (np.arange(row["num_bins"]) + 0.5) * 0.1
+        assert np.isnan(row_behavior(row)[np.isin(np.floor(times), [0, 8])]).all()
+        assert not scored_bins(row)[np.isin(np.floor(times), [0, 3, 5, 8])].any()
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"sessions": {"day1": {"train": [1], "test": [8]}}}))
+    with pytest.raises(SplitError, match=r"got \[8\] of session 'day1', the first being without a stop time"):
+        build_dataset([recording], tmp_path / "out2", dataclasses.replace(CONFIG, split_file=str(path)))
+
+
+@pytest.mark.parametrize("behavior", [("cursor_vel",), ()])
+def test_a_series_that_cannot_be_used_is_refused_with_its_reason_where_it_is_wanted(tmp_path, behavior):
+    times = np.arange(2000) / 100
+    times[7] = times[6]
+    path = reach_file(tmp_path / "a.nwb", behavior=[series(timestamps=times), series("hand_vel")])
+    reason = r"behaviour cursor_vel, .*'cursor_vel' cannot be used: .* increase strictly"
+    with pytest.raises(RecordingError, match=reason):
+        build_dataset([path], tmp_path / "out", dataclasses.replace(CONFIG, behavior=behavior))
+    folder = build_dataset([path], tmp_path / "out", dataclasses.replace(CONFIG, behavior=("hand_vel",)))
+    assert "series 'cursor_vel' cannot be used" in (folder / "README.md").read_text()
+
+
 def test_blocks_stand_for_trials_and_guards_keep_splits_apart(tmp_path):
     recording = make_recording(trials=False, duration=200.0)
     dataset = load(build_dataset([recording], tmp_path / "out", CONFIG), tmp_path)

@@ -75,3 +75,9 @@ def test_intervals_are_numbered_as_observed():
     recording = dataclasses.replace(make_recording("a"), obs_intervals=observed)
     table = decode_recording(*make_decoder(), recording)
     assert table.groupby("interval")["time"].first().to_dict() == {0: 0.0, 2: 3.0}
+
+
+def test_trials_without_a_start_or_stop_time_are_not_scored():
+    starts, stops = np.arange(4.0), np.arange(1.0, 5.0)
+    starts[1], stops[2] = np.nan, np.nan
+    assert scored_seconds(make_trials(start_time=starts, stop_time=stops)) == {0: 20, 3: 20}

@@ -189,14 +189,49 @@ def test_a_file_without_units_is_refused(tmp_path):
         read_nwb(write_nwb(tmp_path / "a.nwb", []))
 
 
-def test_nan_timestamps_are_refused(tmp_path):
+def test_a_bad_series_is_left_out_with_its_reason(tmp_path, caplog):
     times = np.arange(2000) / 100
-    times[7] = np.nan
-    path = write_nwb(tmp_path / "a.nwb", SPIKES, [series(timestamps=times)])
-    with pytest.raises(
-        RecordingError, match=r"must be finite, got 1 NaN .* in series 'cursor_vel'.* 'a.nwb'"
-    ):
-        read_nwb(path)
+    nan, repeated = times.copy(), times.copy()
+    nan[7], repeated[7] = np.nan, repeated[6]
+    path = write_nwb(
+        tmp_path / "a.nwb",
+        SPIKES,
+        [series(timestamps=nan), series("hand_vel")],
+        acquisition=[series("pupil", timestamps=repeated), series("words", data=np.array(["a"] * 2000))],
+    )
+    with caplog.at_level(logging.WARNING):
+        recording = read_nwb(path)
+    assert sorted(recording.behavior) == ["hand_vel"]
+    assert sorted(recording.unusable_behavior) == ["cursor_vel", "pupil", "words"]
+    assert "must be finite, got 1 NaN" in recording.unusable_behavior["cursor_vel"]
+    assert "must increase strictly, got 1 steps" in recording.unusable_behavior["pupil"]
+    assert "must hold numbers" in recording.unusable_behavior["words"]
+    assert caplog.text.count("of 'a.nwb' cannot be used") == 3
+
+
+def test_nan_timestamps_are_refused():
+    with pytest.raises(RecordingError, match=r"must be finite, got 1 NaN .* in series 'a'"):
+        BehaviorSeries("a", np.array([0.0, np.nan, 1.0]), np.zeros(3), [""], "cm")
+
+
+def test_behavior_of_every_processing_module_is_read(tmp_path):
+    modules = {"eyes": [series("gaze"), series("force")], "arm": [series("elbow"), series("force")]}
+    path = write_nwb(tmp_path / "a.nwb", SPIKES, [series("cursor_vel")], modules=modules)
+    names = ["arm/force", "cursor_vel", "elbow", "eyes/force", "gaze"]
+    assert sorted(read_nwb(path).behavior) == names
+
+
+def test_series_of_one_name_in_containers_of_one_name_are_told_apart_by_their_module(tmp_path):
+    raw = pynwb.behavior.BehavioralTimeSeries(name="Container_force", time_series=series("force"))
+    path = write_nwb(tmp_path / "a.nwb", SPIKES, [series("force")], modules={"raw": [raw]})
+    assert sorted(read_nwb(path).behavior) == ["behavior/Container_force/force", "raw/Container_force/force"]
+
+
+def test_trials_without_a_start_or_stop_time_are_read(tmp_path):
+    trials = {"start_time": [0.0, np.nan, 2.0], "stop_time": [np.nan, 1.8, 2.8]}
+    recording = read_nwb(write_nwb(tmp_path / "a.nwb", SPIKES, trials=trials, obs_intervals=OBSERVED))
+    np.testing.assert_array_equal(recording.trials["start_time"], trials["start_time"])
+    np.testing.assert_array_equal(recording.trials["stop_time"], trials["stop_time"])
 
 
 def test_repeated_timestamps_are_refused():

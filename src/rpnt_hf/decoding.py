@@ -152,13 +152,15 @@ def decode_recording(
 
     Returns:
         `pd.DataFrame`: One line per bin: `time` (start of the bin in s), `interval` (index in
-        `obs_intervals`), for each target its true value (`cursor_vel_x`; NaN where the recording has none) and
-        `cursor_vel_x_predicted`, `scored` (True where the bin lies in the scored part of a trial, anywhere
-        where there are no trials, and both values are there) and `fitted` (True where the bin was among the
-        training or validation rows of the decoder: a score of such bins is no test). Where trials have a
-        `result` and some were rewarded ("R"), the others are not scored. Where there were no trials and the
-        dataset was built in blocks, the guard bins around held-out blocks count as not fitted, although they
-        lie beside fitted ones.
+        `obs_intervals`), for each target its true value (`cursor_vel_x`; NaN where the recording has none)
+        and `cursor_vel_x_predicted`, `scored` (True where the bin lies in the scored part of a trial,
+        anywhere where there are no trials, and both values are there) and `fitted` (True where the bin was
+        among the training or validation rows of the decoder: a score of such bins is no test).
+
+        A trial without a start or stop time is not scored; where trials have a `result` and some were
+        rewarded ("R"), the others are not scored either. Where the dataset was built in blocks, because there
+        were no trials, the guard bins of a held-out block count as not fitted, although they lie beside
+        fitted ones.
 
     Raises:
         CheckpointError: As in `decode_rows`.
@@ -240,6 +242,7 @@ def _scored_by_trials(
         return np.ones(num_bins, dtype=bool)
     if "result" in trials.columns and (trials["result"] == "R").any():
         trials = trials[trials["result"] == "R"]
+    trials = trials.dropna(subset=["start_time", "stop_time"])
     inside = np.zeros(num_bins, dtype=bool)
     for _, trial in trials.iterrows():
         first, last = ((time - start_time) / bin_size for time in scored_interval(trial))

@@ -83,23 +83,20 @@ class PreparedRecording:
             trials = recording.trials
         key = f"{recording.session_id}#{part}"
         named: dict[int, str] | None = None
-        unobserved = np.flatnonzero(~_is_observed(trials, recording.obs_intervals)).tolist()
+        unusable = _unusable_trials(trials, recording.obs_intervals)
         if split_file is not None:
             file_name = recording.source["file_name"] if recording.source else None
             named = split_file.splits_of(recording.session_id, file_name, len(trials))
-            if lost := [index for index in unobserved if index in named]:
+            if lost := sorted(set(unusable) & set(named)):
                 raise SplitError(
                     f"`split_file` must name observed trials, got {lost[:5]} of session "
-                    f"'{recording.session_id}', which lie outside the observed intervals. Remove them from "
-                    "it."
+                    f"'{recording.session_id}', the first being {unusable[lost[0]]}. Remove them from it."
                 )
             reasons = {
                 index: "not named by the split file" for index in range(len(trials)) if index not in named
             }
         else:
-            reasons = dict.fromkeys(unobserved, "outside the observed intervals") | dict(
-                entry.excluded_trials
-            )
+            reasons = unusable | dict(entry.excluded_trials)
         included = [index for index in range(len(trials)) if index not in reasons]
         _check_trial_lengths(recording, trials, included, config.bin_size)
         if named is None:
@@ -140,7 +137,13 @@ class PreparedRecording:
             "trials_are_blocks": self.are_blocks,
             "trials": {split: self.splits.count(split) for split in SPLITS},
             "excluded_trials": reasons,
-            "notes": list(self.entry.notes),
+            "notes": [
+                *self.entry.notes,
+                *(
+                    f"series '{name}' cannot be used: {why}"
+                    for name, why in recording.unusable_behavior.items()
+                ),
+            ],
             "rows": dict.fromkeys(SPLITS, 0),
             "bins": dict.fromkeys(SPLITS, 0),
             "scored_bins": dict.fromkeys(SPLITS, 0),
@@ -172,9 +175,12 @@ class PreparedRecording:
     def _rows_of(self, interval: BinnedInterval) -> Iterator[tuple[str, dict[str, Any], int, int]]:
         bin_size = self.config.bin_size
         num_bins = len(interval.counts)
+        # A trial without a start lies nowhere, one without a stop where it starts; both are excluded.
+        starts = self.trials["start_time"].fillna(interval.start_time + num_bins * bin_size)
+        stops = self.trials["stop_time"].fillna(starts + bin_size)
         # Of each trial, in bins of this interval and exclusive of the last: all bins it touches.
-        first_bins = self._bins_before(self.trials["start_time"], interval.start_time)
-        stop_bins = -self._bins_before(-self.trials["stop_time"], -interval.start_time)
+        first_bins = self._bins_before(starts, interval.start_time)
+        stop_bins = -self._bins_before(-stops, -interval.start_time)
         here = np.flatnonzero((stop_bins > 0) & (first_bins < num_bins))
         here = here[np.argsort(first_bins[here], kind="stable")]
         guard_bins = num_guard_bins(self.config.guard, bin_size) if self.are_blocks else 0
@@ -335,18 +341,20 @@ def _chosen_series(recording: Recording, config: BuilderConfig) -> list[Behavior
     if config.derive_velocity:
         positions = [series for name, series in available.items() if name.endswith("_pos")]
         available = {series.name: series for series in map(derive_velocity, positions)} | available
-    wanted = config.behavior or [name for name in DEFAULT_BEHAVIOR if name in available][:1]
+    there = {*available, *recording.unusable_behavior}
+    wanted = config.behavior or [name for name in DEFAULT_BEHAVIOR if name in there][:1]
     missing = [name for name in wanted if name not in available]
     if wanted and not missing:
         return [available[name] for name in wanted]
     if config.allow_no_behavior:
         return []
     lacking = missing or list(DEFAULT_BEHAVIOR)
+    reasons = "".join(f"'{name}' cannot be used: {why} " for name, why in recording.unusable_behavior.items())
     raise RecordingError(
         f"A recording must have the behaviour {' and '.join(missing) or ' or '.join(DEFAULT_BEHAVIOR)}, got "
-        f"{sorted(recording.behavior) or 'no series'} in session '{recording.session_id}'. Name a series "
-        "that it has (`behavior`), derive velocity from position (`derive_velocity`), or build for spikes "
-        f"alone (`allow_no_behavior`).{closest_names(lacking[0], recording.behavior)}"
+        f"{sorted(recording.behavior) or 'no series'} in session '{recording.session_id}'. {reasons}"
+        "Name a series that it has (`behavior`), derive velocity from position (`derive_velocity`), or build "
+        f"for spikes alone (`allow_no_behavior`).{closest_names(lacking[0], recording.behavior)}"
     )
 
 
@@ -354,12 +362,15 @@ def _behavior_names(series: list[BehaviorSeries]) -> list[str]:
     return [f"{one.name}_{dimension}".rstrip("_") for one in series for dimension in one.dimension_names]
 
 
-def _is_observed(trials: pd.DataFrame, obs_intervals: np.ndarray) -> np.ndarray:
-    """True for trials that overlap an observed interval."""
+def _unusable_trials(trials: pd.DataFrame, obs_intervals: np.ndarray) -> dict[int, str]:
+    """Why trials cannot be used, by index: their times are unknown, or overlap no observed interval."""
     start, stop = trials["start_time"].to_numpy(np.float64), trials["stop_time"].to_numpy(np.float64)
-    return np.searchsorted(obs_intervals[:, 1], start, side="right") < np.searchsorted(
+    observed = np.searchsorted(obs_intervals[:, 1], start, side="right") < np.searchsorted(
         obs_intervals[:, 0], stop
     )
+    reasons = dict.fromkeys(np.flatnonzero(~observed).tolist(), "outside the observed intervals")
+    reasons |= dict.fromkeys(np.flatnonzero(np.isnan(stop)).tolist(), "without a stop time")
+    return reasons | dict.fromkeys(np.flatnonzero(np.isnan(start)).tolist(), "without a start time")
 
 
 def _check_trial_lengths(

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,9 +114,11 @@ class Recording:
         obs_intervals (`np.ndarray` of shape `(num_intervals, 2)`): Start and stop in s of what was observed,
             sorted, no overlap.
         behavior (`dict[str, BehaviorSeries]`): Behavioural series by name; may be empty.
-        trials (`pd.DataFrame`): One row per trial with at least `start_time` and `stop_time` in s; may be
-            empty. Its index is the row of the NWB table, from 0.
+        trials (`pd.DataFrame`): One row per trial with at least `start_time` and `stop_time` in s, NaN where
+            unknown; may be empty. Its index is the row of the NWB table, from 0.
         source (`dict` or `None`): `{"file_name": str, "sha256": str}` of the file that it came from.
+        unusable_behavior (`dict[str, str]`): Series that the file has and that are not in `behavior`, by
+            name, and why.
 
     Raises:
         RecordingError: If anything above does not hold.
@@ -135,6 +137,7 @@ class Recording:
     behavior: dict[str, BehaviorSeries]
     trials: pd.DataFrame
     source: dict[str, str] | None = None
+    unusable_behavior: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Casts the arrays and checks every rule of the class docstring."""
@@ -189,6 +192,7 @@ class Recording:
         task: str | None = None,
         recording_date: datetime.date | None = None,
         source: dict[str, str] | None = None,
+        unusable_behavior: Mapping[str, str] | None = None,
         repair_spikes: bool = False,
     ) -> "Recording":
         """Makes a recording from arrays, for data that do not live in NWB.
@@ -199,7 +203,7 @@ class Recording:
             behavior (`Mapping[str, BehaviorSeries]` or `None`, defaults to `None`): Behavioural series by
                 name.
             trials (`pd.DataFrame` or `None`, defaults to `None`): Trials with `start_time` and `stop_time` in
-                s.
+                s, NaN where unknown.
             obs_intervals (`np.ndarray` of shape `(num_intervals, 2)` or `None`, defaults to `None`): Observed
                 intervals in s; where absent, one interval that spans all behaviour, trials and spikes
                 (half-open, so a spike at its very end lies outside).
@@ -215,6 +219,8 @@ class Recording:
             task (`str` or `None`, defaults to `None`): Name of the task.
             recording_date (`datetime.date` or `None`, defaults to `None`): Day of the recording.
             source (`dict` or `None`, defaults to `None`): File name and sha256.
+            unusable_behavior (`Mapping[str, str]` or `None`, defaults to `None`): Why series are not in
+                `behavior`, by name.
             repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates, with one
                 log line that counts them, instead of refusing them.
 
@@ -253,6 +259,7 @@ class Recording:
             behavior=behavior,
             trials=trials,
             source=source,
+            unusable_behavior=dict(unusable_behavior or {}),
         )
 
     @property
@@ -294,8 +301,10 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
     - Observed intervals: what is observed of all units (units without `obs_intervals` rows do not restrict
       it), less `invalid_times`. Where the file has no `obs_intervals`, the span of all behaviour, trials and
       spikes.
-    - Behaviour: every SpatialSeries and plain TimeSeries with numbers in `processing["behavior"]` and
-      `acquisition`, conversion and offset applied; named `container/series` only where two share a name.
+    - Behaviour: every SpatialSeries and plain TimeSeries of the processing modules and of `acquisition`,
+      conversion and offset applied; named `container/series`, or `module/container/series`, only where the
+      shorter name is shared. One that breaks a rule of `BehaviorSeries` is left out, and why is logged and
+      told in `unusable_behavior`.
 
     Args:
         path (`str` or `Path`): An NWB 2.x file.
@@ -346,10 +355,12 @@ def _recording_from(nwbfile: Any, path: Path, repair_spikes: bool) -> Recording:
     observed = _read_obs_intervals(nwbfile, session_id)
     subject_id = nwbfile.subject.subject_id if nwbfile.subject else None
     description = str(nwbfile.session_description or "")
+    behavior, unusable_behavior = _read_behavior(nwbfile, path)
     return Recording.from_arrays(
         session_id,
         _ragged(units, "spike_times"),
-        behavior=_read_behavior(nwbfile, path),
+        behavior=behavior,
+        unusable_behavior=unusable_behavior,
         trials=trials,
         obs_intervals=observed,
         unit_ids=_read_unit_ids(units),
@@ -462,44 +473,48 @@ def _intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return both[np.argsort(both[:, 0])]
 
 
-def _read_behavior(nwbfile: Any, path: Path) -> dict[str, BehaviorSeries]:
-    modules = [nwbfile.processing["behavior"]] if "behavior" in nwbfile.processing else []
-    found = [
-        item
-        for module in modules
-        for interface in module.data_interfaces.values()
-        for item in _walk(interface)
-    ]
-    found += [item for interface in nwbfile.acquisition.values() for item in _walk(interface)]
-    names = [name for _, name, _ in found]
+def _read_behavior(nwbfile: Any, path: Path) -> tuple[dict[str, BehaviorSeries], dict[str, str]]:
+    """Reads every series that can be used, and tells of the others why they cannot."""
+    modules = sorted(nwbfile.processing.values(), key=lambda module: module.name != "behavior")
+    places = [(module.name, module.data_interfaces) for module in modules]
+    found: dict[str, tuple[tuple[str, str, str], Any]] = {}
+    for place, interfaces in [*places, ("acquisition", nwbfile.acquisition)]:
+        for interface in interfaces.values():
+            for container, name, series in _walk(interface):
+                # A link leads to a series that may have been found already.
+                found.setdefault(series.object_id, ((place, container, name), series))
     behavior: dict[str, BehaviorSeries] = {}
-    for container, name, series in found:
-        full_name = name if names.count(name) == 1 else f"{container}/{name}"
-        data = series.data
-        if not np.issubdtype(data.dtype, np.number) or len(data.shape) > 2 or data.shape[0] == 0:
-            logger.warning(
-                "Series '%s' of '%s' holds no numbers over time (%s, shape %s): not read.",
-                full_name,
-                path.name,
-                data.dtype,
-                tuple(data.shape),
-            )
-            continue
-        values = np.asarray(data[:], np.float64) * series.conversion + series.offset
-        values = values.reshape(len(values), -1)
-        if series.timestamps is not None:
-            timestamps = np.asarray(series.timestamps[:], np.float64)
-        else:
-            timestamps = (series.starting_time or 0.0) + np.arange(len(values)) / series.rate
-        num_dimensions = values.shape[1]
-        dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(
-            num_dimensions, [str(i) for i in range(num_dimensions)]
-        )
+    unusable: dict[str, str] = {}
+    names = [full for full, _ in found.values()]
+    for full, series in found.values():
+        alone = (full[-n:] for n in (1, 2) if sum(other[-n:] == full[-n:] for other in names) == 1)
+        name = "/".join(next(alone, full))
         try:
-            behavior[full_name] = BehaviorSeries(full_name, timestamps, values, dimensions, str(series.unit))
+            behavior[name] = _behavior_series(name, series)
         except RecordingError as error:
-            raise RecordingError(f"{error} This is in '{path.name}'.") from error
-    return behavior
+            logger.warning("Series '%s' of '%s' cannot be used: %s", name, path.name, error)
+            unusable[name] = str(error)
+    return behavior, unusable
+
+
+def _behavior_series(name: str, series: Any) -> BehaviorSeries:
+    data = series.data
+    if not np.issubdtype(data.dtype, np.number) or len(data.shape) not in (1, 2) or data.shape[0] == 0:
+        raise RecordingError(
+            f"A behaviour series must hold numbers of shape (samples,) or (samples, K), got {data.dtype} of "
+            f"shape {tuple(data.shape)} in series '{name}'."
+        )
+    values = np.asarray(data[:], np.float64) * series.conversion + series.offset
+    values = values.reshape(len(values), -1)
+    if series.timestamps is not None:
+        timestamps = np.asarray(series.timestamps[:], np.float64)
+    else:
+        timestamps = (series.starting_time or 0.0) + np.arange(len(values)) / series.rate
+    num_dimensions = values.shape[1]
+    dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(
+        num_dimensions, [str(i) for i in range(num_dimensions)]
+    )
+    return BehaviorSeries(name, timestamps, values, dimensions, str(series.unit))
 
 
 def _walk(container: Any, parent: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -603,7 +618,7 @@ def _check_trials(trials: pd.DataFrame, where: str) -> None:
             f"{where}."
         )
     start, stop = trials["start_time"].to_numpy(np.float64), trials["stop_time"].to_numpy(np.float64)
-    bad = np.flatnonzero(~np.isfinite(start) | ~np.isfinite(stop) | ~(stop > start))
+    bad = np.flatnonzero(np.isinf(start) | np.isinf(stop) | (stop <= start))
     if len(bad):
         raise RecordingError(
             f"Every trial must stop after it starts, got {len(bad)} trials that do not, the first in row "
