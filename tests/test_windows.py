@@ -258,7 +258,7 @@ def test_spike_dropout_thins_units_at_rates_of_their_own(rows, processor):
     alone = collate(rows, processor, windows[:1], spike_dropout=0.8)["spike_counts"][0]
     units, bins = alone.shape[2], alone.shape[1]
     torch.testing.assert_close(thinned["spike_counts"][0, :, :bins, :units], alone)
-    with pytest.raises(ConfigurationError, match="`spike_dropout`.*reconstructed"):
+    with pytest.raises(ConfigurationError, match=r"`spike_dropout`.*reconstructed"):
         collate(rows, processor, windows, spike_dropout=0.5, masking=MaskingConfig())
 
 

@@ -291,8 +291,8 @@ class WindowCollator:
             Mean share of units that a window loses, in [0, 0.5]; its share is uniform from 0 to twice that.
             Masks are drawn among the units that remain.
         spike_dropout (`float`, *optional*, defaults to 0.0):
-            Largest share in [0, 1) of its spikes that a unit loses in a window; each unit's is uniform from 0.
-            For decoding only: counts that are reconstructed must stay as they were recorded.
+            Largest share in [0, 1) of its spikes that a unit loses in a window; drawn uniformly from 0.
+            For decoding only: counts that are reconstructed must stay as recorded.
         metadata_dropout (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window loses a metadata axis (site axes go together).
         mean_counts (`dict[str, np.ndarray]`, *optional*):
