@@ -19,7 +19,7 @@ from rpnt_hf.checkpoints import RunFolder
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
 from rpnt_hf.data.loading import load_rows, view_rows
-from rpnt_hf.data.rows import row_behavior, scored_bins
+from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.decoding import decode_recording, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
 from rpnt_hf.metrics import r2_scores
@@ -231,6 +231,56 @@ def test_a_run_that_only_diverges_says_so(corpus, tmp_path, monkeypatch, script)
     with pytest.raises(CheckpointError, match=r"diverged.* Lower `optimizer.learning_rate`"):
         run(script, corpus, tmp_path / "run", "--epochs=1")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def untrained_b(monkeypatch):
+    """Lets the scripts see a corpus whose session "b" has no training rows."""
+
+    def load_without_b(data, config_name=None, split="train"):
+        rows = load_rows(data, config_name, split)
+        return rows.filter(lambda row: row["session_id"] != "b") if split == "train" else rows
+
+    for script in ("pretrain", "finetune"):
+        monkeypatch.setattr(load_script(f"training/{script}.py"), "load_rows", load_without_b)
+
+
+@pytest.mark.parametrize(
+    ("script", "option"), [("pretrain", "exclude_sessions=[b]"), ("finetune", "sessions=[a]")]
+)
+def test_a_session_that_is_scored_must_be_trained_on(corpus, tmp_path, untrained_b, script, option):
+    with pytest.raises(DatasetError, match=rf"training rows, got none for b\. .*`{option.split('=')[0]}`"):
+        run(script, corpus, tmp_path / "run", "--epochs=1")
+    assert not (tmp_path / "run").exists()
+    results = run(script, corpus, tmp_path / "run", "--epochs=1", f"--{option}")
+    assert results["sessions"] == ["a"]
+
+
+def test_few_trials_must_come_from_every_session_that_is_scored(corpus, tmp_path):
+    with pytest.raises(DatasetError, match=r"got none for [ab]\. .*`training_trials`"):
+        run("finetune", corpus, tmp_path / "run", "--training_trials=1")
+
+
+@pytest.mark.parametrize("slots", [[], ["--model.unit_embedding=slots", "--num_slots=2"]])
+def test_pretraining_starts_at_the_mean_count_and_is_chosen_on_the_likelihood(corpus, tmp_path, slots):
+    """The learning rate is too small to move the bias of the rate head."""
+    run("pretrain", corpus, tmp_path / "run", "--epochs=1", "--optimizer.learning_rate=1e-9", *slots)
+    counts = {"a": [], "b": []}
+    for row in view_rows(load_rows(corpus)):
+        counts[row["session_id"]].append(row_counts(row))
+    mean = np.concatenate([np.concatenate(found).mean(axis=0) for found in counts.values()]).mean()
+    name, place = ("slot_readout.bias", slice(None)) if slots else ("unit_readout.2.bias", slice(-1, None))
+    bias = weights(tmp_path / "run")[name][place]
+    torch.testing.assert_close(bias, torch.full_like(bias, math.log(mean)), atol=1e-5, rtol=0)
+    for name in history(tmp_path / "run")[-1]:
+        assert "contrastive" not in name
+
+
+def test_pretraining_on_from_a_checkpoint_keeps_its_rate_head(corpus, pretrained, tmp_path):
+    arguments = ["--epochs=1", "--optimizer.learning_rate=1e-9", f"--init={pretrained}"]
+    run("pretrain", corpus, tmp_path / "run", *arguments)
+    before, after = (weights(folder)["unit_readout.2.bias"] for folder in (pretrained, tmp_path / "run"))
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=0)
 
 
 def changed(before, after):

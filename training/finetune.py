@@ -38,6 +38,7 @@ from rpnt_hf.optimization import (
     OptimizerConfig,
     average_weights,
     check_range,
+    check_sessions,
     make_optimizer,
     make_schedule,
     parse_options,
@@ -123,11 +124,12 @@ Rows = Sequence[Any]
 def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
     """Loads the rows of each split, training rows cut to the chosen trials, and counts those trials."""
     splits: dict[str, Rows] = {
-        split: select_sessions(
-            view_rows(load_rows(options.data, options.dataset_config, split)), options.sessions
-        )
+        split: view_rows(load_rows(options.data, options.dataset_config, split))
         for split in ("train", "validation", "test")
     }
+    everything = [row for rows in splits.values() for row in rows]
+    chosen = {row["session_id"] for row in select_sessions(everything, options.sessions)}
+    splits = {split: [row for row in rows if row["session_id"] in chosen] for split, rows in splits.items()}
     for split in ("validation", "test"):
         if not any(scored_bins(row).any() for row in splits[split]):
             raise DatasetError(
@@ -136,6 +138,11 @@ def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
             )
     splits["train"], num_trials = select_trials(
         splits["train"], options.training_trials, options.training_fraction, options.seed
+    )
+    check_sessions(
+        splits["train"],
+        [*splits["validation"], *splits["test"]],
+        "Choose `sessions` that have some, or more `training_trials`",
     )
     return splits, num_trials
 

@@ -35,6 +35,7 @@ from rpnt_hf.optimization import (
     OptimizerConfig,
     average_weights,
     check_range,
+    check_sessions,
     make_optimizer,
     make_schedule,
     parse_options,
@@ -135,11 +136,11 @@ def validate(
     """Scores a model on fixed windows under fixed masks, shared out over the processes.
 
     Returns:
-        `dict`: `poisson_loss` (nats per hidden entry), `contrastive_loss`, `bits_per_spike` over the null
-        model.
+        `dict`: `poisson_loss` (nats per hidden entry), `bits_per_spike` over the null model and the number of
+        `hidden_entries`. The site-contrastive term is left out: it needs windows in pairs.
     """
     model.eval()
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(4, dtype=torch.float64)
     for first in range(0, len(batches), accelerator.num_processes):
         # Losses gather over processes, so all take part in each round; a surplus batch does not count.
         index = first + accelerator.process_index
@@ -147,16 +148,16 @@ def validate(
         batch = {
             name: value.to(accelerator.device) for name, value in collator([windows[w] for w in mine]).items()
         }
-        outputs = model(**{name: value for name, value in batch.items() if name != "mean_counts"})
+        inputs = {name: value for name, value in batch.items() if name not in ("mean_counts", "labels")}
+        outputs = model(**inputs)
         if index < len(batches):
-            sums[:4] += likelihood_sums(outputs.log_rates.float(), batch).cpu()
-            sums[4] += float(outputs.contrastive_loss)
+            sums += likelihood_sums(outputs.log_rates.float(), batch).cpu()
     own = sums.to(accelerator.device, torch.float32 if accelerator.device.type == "mps" else torch.float64)
-    model_nats, null_nats, spikes, entries, contrast = accelerator.reduce(own, "sum").tolist()
+    model_nats, null_nats, spikes, entries = accelerator.reduce(own, "sum").tolist()
     return {
         "poisson_loss": -model_nats / max(entries, 1.0),
-        "contrastive_loss": contrast / len(batches),
         "bits_per_spike": (model_nats - null_nats) / (max(spikes, 1.0) * math.log(2)),
+        "hidden_entries": int(entries),
     }
 
 
@@ -189,13 +190,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     set_seed(options.seed)
     train, held_out = (
-        select_sessions(
-            view_rows(load_rows(options.data, options.dataset_config, split)),
-            exclude=options.exclude_sessions,
-        )
-        for split in ("train", "validation")
+        view_rows(load_rows(options.data, options.dataset_config, split)) for split in ("train", "validation")
     )
-    rows, size = [*train, *held_out], options.window_bins
+    rows, size = select_sessions([*train, *held_out], exclude=options.exclude_sessions), options.window_bins
+    train, held_out = (
+        [row for row in found if row["session_id"] not in options.exclude_sessions]
+        for found in (train, held_out)
+    )
+    check_sessions(train, held_out, "Name them in `exclude_sessions`")
+    mean_counts = unit_means(train)
     if options.init == "scratch":
         model, processor = from_scratch(
             RPNTForPreTraining,
@@ -205,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             window_bins=size,
             num_slots=options.num_slots,
         )
+        model.set_mean_count(float(np.concatenate(list(mean_counts.values())).mean()))
     else:
         model, processor, _ = from_checkpoint(
             RPNTForPreTraining, options.init, options.model, rows, window_bins=size
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         fixed,
         WindowDataset(held_out),
         WindowCollator(
-            held_out, processor, masking=options.masking, mean_counts=unit_means(train), sample_units=False
+            held_out, processor, masking=options.masking, mean_counts=mean_counts, sample_units=False
         ),
     )
     num_steps = sum(

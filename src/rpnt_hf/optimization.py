@@ -1,4 +1,4 @@
-"""What training runs share: options of optimiser and schedule, weight averaging, and the command line.
+"""What training runs share: checks, options of optimiser and schedule, weight averaging, the command line.
 
 Not here: the loops, which stand in `training/`.
 """
@@ -6,7 +6,7 @@ Not here: the loops, which stand in `training/`.
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -16,12 +16,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DatasetError
 
 __all__ = [
     "OptimizerConfig",
     "average_weights",
     "check_range",
+    "check_sessions",
     "make_optimizer",
     "make_schedule",
     "parse_options",
@@ -72,6 +73,27 @@ def check_range(name: str, value: float, holds: bool, rule: str) -> None:
     """
     if not holds:
         raise ConfigurationError(f"`{name}` must be {rule}, got {value}. Change it in the configuration.")
+
+
+def check_sessions(
+    train: Iterable[Mapping[str, Any]], held_out: Iterable[Mapping[str, Any]], remedy: str
+) -> None:
+    """Refuses sessions that would be scored without having been trained on.
+
+    Args:
+        train (`Iterable[Mapping]`): Training rows.
+        held_out (`Iterable[Mapping]`): Validation and test rows.
+        remedy (`str`): What to do about such sessions, for the message.
+
+    Raises:
+        DatasetError: A session has held-out rows and no training rows.
+    """
+    missing = {row["session_id"] for row in held_out} - {row["session_id"] for row in train}
+    if missing:
+        raise DatasetError(
+            "Every session with validation or test rows must have training rows, got none for "
+            f"{', '.join(sorted(missing))}. {remedy}, or build the dataset with another split."
+        )
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
