@@ -584,24 +584,55 @@ def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decod
     assert "has no cursor_vel_x" in caplog.text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["pretrain", "finetune"])
-def test_two_processes_share_a_run(corpus, tmp_path, script):
+def run_in_two_processes(script, corpus, output_dir, *arguments):
     """`accelerate launch --cpu --num_processes 2` would silently run one process; this runs two."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        str(find_script(f"training/{script}.py")),
-    ]
-    arguments = [f"--data={corpus}", f"--output_dir={tmp_path / 'run'}", *SMALL, "--epochs=2"]
+    path = str(find_script(f"training/{script}.py"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", path]
+    options = [f"--data={corpus}", f"--output_dir={output_dir}", *SMALL, *arguments]
     finished = subprocess.run(
-        [*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300
+        [*launch, *options], env=environment, capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
-    states = {path.name for path in (tmp_path / "run" / "checkpoints").rglob("random_states_*")}
+    states = {path.name for path in (output_dir / "checkpoints").rglob("random_states_*")}
     assert states == {"random_states_0.pkl", "random_states_1.pkl"}
-    entries = history(tmp_path / "run")
-    assert all(math.isfinite(entry["loss"]) for entry in entries)
+    return json.loads((output_dir / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "scored"),
+    [
+        ("pretrain", [("validation", "hidden_entries")]),
+        ("finetune", [("validation", "scored_bins"), ("test", "scored_bins")]),
+    ],
+)
+def test_two_processes_share_a_run(corpus, tmp_path, script, scored):
+    together = run_in_two_processes(script, corpus, tmp_path / "two", "--epochs=2")
+    alone = run(script, corpus, tmp_path / "one", "--epochs=2")
+    assert (together["num_processes"], alone["num_processes"]) == (2, 1)
+    for split, name in scored:
+        assert together[split][name] == alone[split][name] > 0
+    assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "batch_sizes", "num_steps"),
+    [
+        # The first four global batches of the epoch are full.
+        ("pretrain", ["--epochs=1", "--validate_every=1"], (4, 8), 4),
+        # Each row is one window and each epoch one step: 5 + 4 windows, or 9.
+        ("finetune", ["--epochs=3", "--window_bins=200"], (5, 9), 3),
+    ],
+)
+def test_two_processes_equal_one_with_the_same_global_batches(
+    corpus, tmp_path, script, arguments, batch_sizes, num_steps
+):
+    arguments = [*arguments, "--model.dropout=0"]
+    run_in_two_processes(script, corpus, tmp_path / "two", *arguments, f"--batch_size={batch_sizes[0]}")
+    run(script, corpus, tmp_path / "one", *arguments, f"--batch_size={batch_sizes[1]}")
+    together, alone = (history(tmp_path / name)[:num_steps] for name in ("two", "one"))
+    assert [entry["step"] for entry in alone] == list(range(1, num_steps + 1))
+    for first, second in zip(together, alone, strict=True):
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-5)

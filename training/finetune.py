@@ -427,6 +427,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "init": options.init,
         "mode": options.mode,
         "seed": options.seed,
+        "num_processes": accelerator.num_processes,
         "parameters": sum(parameter.numel() for parameter in judged.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }

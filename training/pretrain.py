@@ -325,6 +325,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "sessions": sorted({row["session_id"] for row in train}),
         "init": options.init,
         "seed": options.seed,
+        "num_processes": accelerator.num_processes,
         "parameters": sum(parameter.numel() for parameter in judged.parameters()),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
