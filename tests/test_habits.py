@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -123,3 +124,17 @@ def test_no_two_parameter_names_differ_only_in_spelling() -> None:
         key = re.sub(r"^n_", "num_", name).replace("_", "").lower()
         spellings.setdefault(key, set()).add(name)
     assert not [names for names in spellings.values() if len(names) > 1]
+
+
+def test_files_that_travel_with_a_checkpoint_import_nothing_that_does_not() -> None:
+    package = ROOT / "src" / "rpnt_hf"
+    siblings = {path.stem for path in package.glob("*_rpnt.py")} | {"objectives", "errors"}
+    allowed = {"torch", "numpy", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+    for name in siblings:
+        for node in ast.walk(ast.parse((package / f"{name}.py").read_text())):
+            if isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] in allowed for alias in node.names), name
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module in siblings, (name, node.module)
+            elif isinstance(node, ast.ImportFrom):
+                assert str(node.module).split(".")[0] in allowed, (name, node.module)
