@@ -459,7 +459,7 @@ def short_series(value=0.0):
             BinningError,
             "longer than a trial, got 0.9 s where trial 0 lasts",
         ),
-        ([make_recording()], {"bin_size": 30.0}, BinningError, "got 30.0 s"),
+        ([make_recording()], {"bin_size": 30.0}, BinningError, "at most 1, got 30.0"),
         ([make_recording(duration=2.0)], {}, SplitError, "at least 3 trials or blocks"),
         ([make_recording(trials=False)], {"guard": 3.0}, SplitError, "must be longer than two guards"),
         (
@@ -526,3 +526,10 @@ def test_a_real_session_has_its_known_numbers(tmp_path, shared_data):
         == read_nwb(path).num_spikes
         == 1_073_553
     )
+
+
+def test_a_bin_size_in_milliseconds_is_refused():
+    with pytest.raises(
+        BinningError, match=r"`bin_size` must be a width in seconds .*got 50\. .* by 1000: 0\.05"
+    ):
+        dataclasses.replace(CONFIG, bin_size=50)

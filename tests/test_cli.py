@@ -1,13 +1,16 @@
 """The command `rpnt`, where it needs no trained model."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from nwb_files import write_nwb
 
-from rpnt_hf.cli import main
+from rpnt_hf.cli import main, write_table
+from rpnt_hf.scripts import load_script
 
 
 def test_help_is_a_table_of_contents(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +70,19 @@ def test_info_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     information = json.loads(capsys.readouterr().out)
     assert information["packages"]["rpnt_hf"] and information["devices"][0].startswith("cpu")
+
+
+@pytest.mark.parametrize("script", ["pretrain", "finetune"])
+def test_every_option_of_training_has_a_help_text(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_script(f"training/{script}.py").main(["--help"])
+    options = re.split(r"\n  --", capsys.readouterr().out.split("options:", 1)[1])[1:]
+    assert len(options) > 20
+    for option in options:
+        text = re.sub(r"\(.*?\)|^\S+( [A-Z_]+| \{\S+\}| \[\S+\]| CONFIG)?", "", " ".join(option.split()))
+        assert len(text.split()) >= 3, option
+
+
+def test_decode_writes_csv_where_the_name_says_so(tmp_path: Path) -> None:
+    write_table(pd.DataFrame({"time": [0.5], "scored": [True]}), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "time,scored\n0.5,True\n"

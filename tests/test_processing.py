@@ -102,7 +102,7 @@ def test_counts_with_a_site_axis_keep_it(processor):
             np.zeros((4, 3)),
             "x",
             {},
-            r"session of the vocabulary \('b', 'a'\), got 'x'.*add_session.*resize_unit",
+            r"session of the vocabulary \('b', 'a'\), got 'x'.*--session-id.*training/finetune",
         ),
         (np.zeros((4, 3)), None, {}, "session of the vocabulary"),
         (np.zeros((4, 4)), "b", {}, "must have the 3 units .* got 4"),

@@ -246,7 +246,13 @@ def untrained_b(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("script", "option"), [("pretrain", "exclude_sessions=[b]"), ("finetune", "sessions=[a]")]
+    ("script", "option"),
+    [
+        ("pretrain", "exclude_sessions=[b]"),
+        ("pretrain", "exclude_sessions=b"),
+        ("finetune", "sessions=[a]"),
+        ("finetune", "sessions=a"),
+    ],
 )
 def test_a_session_that_is_scored_must_be_trained_on(corpus, tmp_path, untrained_b, script, option):
     with pytest.raises(DatasetError, match=rf"training rows, got none for b\. .*`{option.split('=')[0]}`"):
@@ -254,6 +260,14 @@ def test_a_session_that_is_scored_must_be_trained_on(corpus, tmp_path, untrained
     assert not (tmp_path / "run").exists()
     results = run(script, corpus, tmp_path / "run", "--epochs=1", f"--{option}")
     assert results["sessions"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"), [("--epoch=3", "epochs"), ("--optimizer.learn_rate=1", "learning_rate")]
+)
+def test_a_misspelt_option_is_refused_with_the_closest_one_named(corpus, tmp_path, argument, name):
+    with pytest.raises(ConfigurationError, match=rf"Did you mean .*`{name}`"):
+        run("finetune", corpus, tmp_path / "run", argument)
 
 
 def test_few_trials_must_come_from_every_session_that_is_scored(corpus, tmp_path):

@@ -36,6 +36,7 @@ from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
 from rpnt_hf.optimization import (
     OptimizerConfig,
+    as_list,
     average_weights,
     check_range,
     check_sessions,
@@ -58,13 +59,12 @@ class FinetuneOptions:
         data: Folder that `rpnt build` wrote, or a dataset on the Hub.
         output_dir: New folder for the decoder, its results and its checkpoints.
         dataset_config: Part of the corpus; empty where there is only one.
-        sessions: Sessions to train on; empty for all.
+        sessions: Session to train on, or a list, '["a", "b"]'; empty for all.
         training_trials: Number of training trials for few-shot; empty for all.
         training_fraction: Share of the training trials instead, in (0, 1].
         init: "scratch", or the folder of a pretrained model or a decoder.
         mode: "full" trains everything; "frozen" the unit embeddings of these sessions and the head; "units"
-        only the
-            unit embeddings of sessions that the checkpoint does not know.
+            only the unit embeddings of sessions that the checkpoint does not know.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
             (dropout).
@@ -91,7 +91,7 @@ class FinetuneOptions:
     data: str
     output_dir: str
     dataset_config: str | None = None
-    sessions: list[str] | None = None
+    sessions: list[str] | str = field(default_factory=list)
     training_trials: int | None = None
     training_fraction: float | None = None
     init: str = "scratch"
@@ -128,7 +128,7 @@ def load_splits(options: FinetuneOptions) -> tuple[dict[str, Rows], int]:
         for split in ("train", "validation", "test")
     }
     everything = [row for rows in splits.values() for row in rows]
-    chosen = {row["session_id"] for row in select_sessions(everything, options.sessions)}
+    chosen = {row["session_id"] for row in select_sessions(everything, as_list(options.sessions) or None)}
     splits = {split: [row for row in rows if row["session_id"] in chosen] for split, rows in splits.items()}
     for split in ("validation", "test"):
         if not any(scored_bins(row).any() for row in splits[split]):

@@ -33,6 +33,7 @@ from rpnt_hf.initialization import from_checkpoint, from_scratch
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
 from rpnt_hf.optimization import (
     OptimizerConfig,
+    as_list,
     average_weights,
     check_range,
     check_sessions,
@@ -52,7 +53,7 @@ class PretrainOptions:
         data: Folder that `rpnt build` wrote, or a dataset on the Hub.
         output_dir: New folder for the model, its results and its checkpoints.
         dataset_config: Part of the corpus; empty where there is only one.
-        exclude_sessions: Sessions to leave out, such as those that are finetuned on later.
+        exclude_sessions: Session to leave out, or a list, such as those that are finetuned on later.
         init: "scratch", or the folder of a checkpoint to go on from.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
@@ -79,7 +80,7 @@ class PretrainOptions:
     data: str
     output_dir: str
     dataset_config: str | None = None
-    exclude_sessions: list[str] = field(default_factory=list)
+    exclude_sessions: list[str] | str = field(default_factory=list)
     init: str = "scratch"
     preset: str = "tiny"
     model: dict[str, Any] = field(default_factory=dict)
@@ -192,10 +193,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train, held_out = (
         view_rows(load_rows(options.data, options.dataset_config, split)) for split in ("train", "validation")
     )
-    rows, size = select_sessions([*train, *held_out], exclude=options.exclude_sessions), options.window_bins
+    excluded, size = as_list(options.exclude_sessions), options.window_bins
+    rows = select_sessions([*train, *held_out], exclude=excluded)
     train, held_out = (
-        [row for row in found if row["session_id"] not in options.exclude_sessions]
-        for found in (train, held_out)
+        [row for row in found if row["session_id"] not in excluded] for found in (train, held_out)
     )
     check_sessions(train, held_out, "Name them in `exclude_sessions`")
     mean_counts = unit_means(train)

@@ -116,7 +116,9 @@ def build_parser() -> argparse.ArgumentParser:
     decode = add("decode", "decode movement from an NWB file", DECODE_HELP, DECODE_EXAMPLES)
     decode.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id of a decoder")
     decode.add_argument("recording", type=Path, metavar="FILE.nwb", help="recording to decode")
-    decode.add_argument("--out", type=Path, metavar="FILE.parquet", help="write one row per bin to this file")
+    decode.add_argument(
+        "--out", type=Path, metavar="FILE", help="write one row per bin, .parquet or .csv; replaces the file"
+    )
     decode.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
     repairing = "sort spikes and drop duplicates instead of refusing them"
     decode.add_argument("--repair-spikes", action="store_true", help=repairing)
@@ -190,7 +192,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
         scores |= {f"{name}{suffix}": value for name, value in r2.items()}
         scores[f"num_scored_bins{suffix}"] = len(scored)
     if arguments.out is not None:
-        write_parquet(table, arguments.out)
+        write_table(table, arguments.out)
         print(arguments.out)
     seconds = round(time.perf_counter() - began, 3)
     print(json.dumps({**scores, "num_bins": len(table), "seconds": seconds}))
@@ -243,8 +245,8 @@ def load_decoder(checkpoint: str) -> tuple[Any, Any]:
         ) from error
 
 
-def write_parquet(table: "pd.DataFrame", path: Path) -> None:
-    """Writes a table to a Parquet file, whole or not at all; an existing file is replaced.
+def write_table(table: "pd.DataFrame", path: Path) -> None:
+    """Writes a table as Parquet, or as CSV where the name says so, whole or not at all; replaces a file.
 
     Args:
         table (`pd.DataFrame`): What to write.
@@ -253,7 +255,10 @@ def write_parquet(table: "pd.DataFrame", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         unfinished = Path(folder) / path.name
-        table.to_parquet(unfinished, index=False)
+        if path.suffix == ".csv":
+            table.to_csv(unfinished, index=False)
+        else:
+            table.to_parquet(unfinished, index=False)
         unfinished.replace(path)
 
 

@@ -190,6 +190,12 @@ def decode_recording(
         }
         for interval in intervals
     ]
+    decoded_sessions = sorted({known["session_id"] for known in processor.fitted_intervals})
+    if decoded_sessions and recording.session_id not in decoded_sessions:
+        logger.warning(
+            "This decoder was not trained to decode session '%s', only %s: its predictions mean little.",
+            recording.session_id, ", ".join(decoded_sessions),
+        )  # fmt: skip
     names = model.config.target_names or [f"target_{k}" for k in range(model.config.num_targets)]
     columns = _series_of(recording, names)
     tables = []

@@ -6,6 +6,7 @@ Not here: the loops, which stand in `training/`.
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -16,10 +17,11 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
-from .errors import ConfigurationError, DatasetError
+from .errors import ConfigurationError, DatasetError, closest_names
 
 __all__ = [
     "OptimizerConfig",
+    "as_list",
     "average_weights",
     "check_range",
     "check_sessions",
@@ -215,6 +217,18 @@ def train_only_rows(embedding: nn.Embedding, rows: Sequence[int]) -> None:
     embedding.weight.register_hook(lambda gradient: gradient * mask.to(gradient))
 
 
+def as_list(names: list[str] | str) -> list[str]:
+    """Takes one name for a list of one, as it is typed on a command line.
+
+    Args:
+        names (`list[str]` or `str`): One name or several.
+
+    Returns:
+        `list[str]`: The names.
+    """
+    return [names] if isinstance(names, str) else names
+
+
 def parse_options(options: type[Options], argv: Sequence[str] | None, description: str) -> Options:
     """Reads a run's options from `--config FILE.yaml` and dotted overrides.
 
@@ -235,8 +249,14 @@ def parse_options(options: type[Options], argv: Sequence[str] | None, descriptio
     try:
         values: dict[str, Any] = vars(parser.instantiate(parser.parse_args(argv)))
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        raise ConfigurationError(
-            f"Options must be those that `--help` lists, got: {' '.join(str(error).split())}"
-        ) from error
+        message = " ".join(str(error).split())
+        unknown = re.search(r"(?:[Oo]ption '|arguments: --)([\w.]+)", message)
+        known = [action.dest for action in parser._actions]
+        hint = (
+            closest_names(unknown[1].split(".")[-1], [name.split(".")[-1] for name in known])
+            if unknown
+            else ""
+        )
+        raise ConfigurationError(f"Options must be as `--help` lists them, got: {message}{hint}") from error
     assert dataclasses.is_dataclass(options)
     return options(**{field.name: values[field.name] for field in dataclasses.fields(options)})

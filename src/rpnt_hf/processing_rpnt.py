@@ -327,8 +327,8 @@ class RPNTProcessor(FeatureExtractionMixin):
             known = ", ".join(f"'{name}'" for name in self.sessions) or "none"
             raise InputError(
                 f"`session_id` must be a session of the vocabulary ({known}), got "
-                f"'{session_id}'.{closest_names(str(session_id), self.sessions)} A new session needs "
-                "`processor.add_session` and `model.resize_unit_vocabulary`, then finetuning."
+                f"'{session_id}'. If it has the units of one of these, give that one's id (`rpnt decode "
+                "--session-id ID`); otherwise finetune this checkpoint on it (`training/finetune.py --init`)."
             )
         first, known_units = self._first_rows[session_id], len(self.sessions[session_id])
         if num_units is not None and num_units != known_units:

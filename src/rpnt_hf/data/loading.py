@@ -45,9 +45,16 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     Raises:
         DatasetError: Nothing of that name can be loaded, or it is not a built dataset.
     """
+    if not Path(data).is_dir() and (
+        Path(data).is_absolute() or str(data).count("/") != 1 or str(data)[0] == "."
+    ):
+        raise DatasetError(
+            "`data` must be a folder that `rpnt build` wrote, or a dataset on the Hub (owner/name), got "
+            f"'{data}', and there is no such folder. Check the path."
+        )
     try:
         dataset = datasets.load_dataset(str(data), config_name, split=split)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise DatasetError(
             f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
             f"cannot be loaded: {error}. Build it with `rpnt build`, or name another `dataset_config`."

@@ -10,7 +10,7 @@ from datasets import Features, List, Value
 
 from rpnt_hf.data.binning import check_bin_size
 from rpnt_hf.data.nwb import Recording
-from rpnt_hf.errors import ConfigurationError
+from rpnt_hf.errors import BinningError, ConfigurationError
 
 FEATURES = Features(
     {
@@ -99,6 +99,11 @@ class BuilderConfig:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check_bin_size(self.bin_size)
+        if self.bin_size > 1:
+            raise BinningError(
+                f"`bin_size` must be a width in seconds of at most 1, got {self.bin_size}. For milliseconds "
+                f"divide by 1000: {self.bin_size / 1000:g}."
+            )
         for name in ("context_length", "guard", "seed"):
             if not getattr(self, name) >= 0:
                 raise ConfigurationError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
