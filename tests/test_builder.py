@@ -459,7 +459,6 @@ def short_series(value=0.0):
             BinningError,
             "longer than a trial, got 0.9 s where trial 0 lasts",
         ),
-        ([make_recording()], {"bin_size": 30.0}, BinningError, "at most 1, got 30.0"),
         ([make_recording(duration=2.0)], {}, SplitError, "at least 3 trials or blocks"),
         ([make_recording(trials=False)], {"guard": 3.0}, SplitError, "must be longer than two guards"),
         (
