@@ -588,6 +588,22 @@ def test_decoding_tells_test_bins_from_those_that_were_fitted(corpus, decoder):
     assert not decode_recording(model, processor, elsewhere)["fitted"].any()
 
 
+def test_decoding_a_session_that_was_only_pretrained_on_warns(whole_row_decoder, caplog):
+    model, processor, _ = whole_row_decoder
+    processor = copy.deepcopy(processor)
+    processor.fitted_intervals = [
+        {"session_id": "b", "file_name": None, "sha256": None, "intervals": [[0.0, 1.0]]}
+    ]
+    decode_recording(model, processor, make_recording("a"))
+    assert "not trained to decode session 'a', only b" in caplog.text
+
+
+@pytest.mark.parametrize("data", ["nowhere", "./some/where", "/not/there"])
+def test_a_folder_that_does_not_exist_is_refused_at_once(data):
+    with pytest.raises(DatasetError, match="there is no such folder"):
+        load_rows(data)
+
+
 def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decoder, caplog):
     model, processor, _ = whole_row_decoder
     recording = make_recording("a")
