@@ -172,8 +172,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
         InputError: The recording does not fit the checkpoint.
     """
     from rpnt_hf.data.nwb import read_nwb
-    from rpnt_hf.decoding import decode_recording
-    from rpnt_hf.metrics import r2_scores
+    from rpnt_hf.decoding import decode_recording, score_table
 
     began = time.perf_counter()
     recording = read_nwb(arguments.recording, repair_spikes=arguments.repair_spikes)
@@ -181,16 +180,7 @@ def run_decode(arguments: argparse.Namespace) -> None:
         recording = dataclasses.replace(recording, session_id=arguments.session_id)
     model, processor = load_decoder(arguments.checkpoint)
     table = decode_recording(model, processor, recording)
-    predicted = [name for name in table.columns if name.endswith("_predicted")]
-    true = [name.removesuffix("_predicted") for name in predicted]
-    scores: dict[str, Any] = {}
-    for suffix, chosen in (("", ~table["fitted"]), ("_fitted", table["fitted"])):
-        scored = table[table["scored"] & chosen]
-        r2: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
-        if len(scored):
-            r2 = r2_scores(scored[true], scored[predicted])
-        scores |= {f"{name}{suffix}": value for name, value in r2.items()}
-        scores[f"num_scored_bins{suffix}"] = len(scored)
+    scores = score_table(table)
     if arguments.out is not None:
         write_table(table, arguments.out)
         print(arguments.out)

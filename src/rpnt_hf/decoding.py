@@ -14,15 +14,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from .data.binning import EDGE_TOLERANCE, bin_behavior, bin_spikes, derive_velocity
+from .data.binning import EDGE_TOLERANCE, BinnedInterval, bin_behavior, bin_spikes, derive_velocity
 from .data.cutting import scored_interval
 from .data.nwb import BehaviorSeries, Recording
 from .errors import CheckpointError, RecordingError
+from .metrics import r2_scores
 from .processing_rpnt import RPNTProcessor
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["decode_recording", "decode_rows"]
+__all__ = ["bin_recording", "decode_recording", "decode_rows", "prediction_table", "score_table"]
 
 INPUT_NAMES = ("spike_counts", "unit_ids", "unit_mask", "bin_mask", "metadata")
 
@@ -167,12 +168,7 @@ def decode_recording(
         InputError: The session is not known, or has other units.
         RecordingError: No observed interval is as long as a bin.
     """
-    intervals = bin_spikes(recording, processor.bin_size)
-    if not intervals:
-        raise RecordingError(
-            f"Recording '{recording.session_id}' must have an observed interval of at least one bin of "
-            f"{processor.bin_size} s, got none."
-        )
+    intervals = bin_recording(processor, recording)
     rows = [
         {
             "session_id": recording.session_id,
@@ -190,16 +186,62 @@ def decode_recording(
         }
         for interval in intervals
     ]
+    return prediction_table(
+        model, processor, recording, intervals, decode_rows(model, processor, rows, batch_size)
+    )
+
+
+def bin_recording(processor: RPNTProcessor, recording: Recording) -> list[BinnedInterval]:
+    """Bins a recording that is to be decoded, and warns where its session was never decoded in training.
+
+    Args:
+        processor (`RPNTProcessor`): The processor of the decoder.
+        recording (`Recording`): The recording.
+
+    Returns:
+        `list[BinnedInterval]`: One per observed interval, in bins of `processor.bin_size`.
+
+    Raises:
+        RecordingError: No observed interval is as long as a bin.
+    """
+    intervals = bin_spikes(recording, processor.bin_size)
+    if not intervals:
+        raise RecordingError(
+            f"Recording '{recording.session_id}' must have an observed interval of at least one bin of "
+            f"{processor.bin_size} s, got none."
+        )
     decoded_sessions = sorted({known["session_id"] for known in processor.fitted_intervals})
     if decoded_sessions and recording.session_id not in decoded_sessions:
         logger.warning(
             "This decoder was not trained to decode session '%s', only %s: its predictions mean little.",
             recording.session_id, ", ".join(decoded_sessions),
         )  # fmt: skip
+    return intervals
+
+
+def prediction_table(
+    model: PreTrainedModel,
+    processor: RPNTProcessor,
+    recording: Recording,
+    intervals: Sequence[BinnedInterval],
+    decoded: Sequence[NDArray[np.float32]],
+) -> pd.DataFrame:
+    """Puts predictions beside the behaviour of the recording, as `decode_recording` does.
+
+    Args:
+        model (`PreTrainedModel`): The decoder.
+        processor (`RPNTProcessor`): Its processor.
+        recording (`Recording`): The recording that was decoded.
+        intervals (`Sequence[BinnedInterval]`): Its bins.
+        decoded (`Sequence[np.ndarray]` of shape `(bins, K)`): Predictions of the first bins of each interval;
+            entry t is about bin t.
+
+    Returns:
+        `pd.DataFrame`: The columns of `decode_recording`, one line per predicted bin.
+    """
     names = model.config.target_names or [f"target_{k}" for k in range(model.config.num_targets)]
     columns = _series_of(recording, names)
     tables = []
-    decoded = decode_rows(model, processor, rows, batch_size)
     for interval, predictions in zip(intervals, decoded, strict=True):
         num_bins = len(predictions)
         table = {
@@ -217,9 +259,32 @@ def decode_recording(
         inside = _scored_by_trials(recording.trials, interval.start_time, num_bins, processor.bin_size)
         centres = table["time"] + processor.bin_size / 2
         fitted = processor.is_fitted(recording.session_id, recording.source, centres)
-        scored = finite & interval.observed & inside
+        scored = finite & interval.observed[:num_bins] & inside
         tables.append(pd.DataFrame({**table, "scored": scored, "fitted": fitted}))
     return pd.concat(tables, ignore_index=True)
+
+
+def score_table(table: pd.DataFrame) -> dict[str, Any]:
+    """Scores a table of predictions, the bins that the decoder was fitted to apart.
+
+    Args:
+        table (`pd.DataFrame`): From `decode_recording` or `prediction_table`.
+
+    Returns:
+        `dict`: `r2`, `r2_variance_weighted` and `num_scored_bins` on scored bins that were not fitted, and
+        the same with `_fitted` at the end on those that were; None where there are no bins.
+    """
+    predicted = [name for name in table.columns if name.endswith("_predicted")]
+    true = [name.removesuffix("_predicted") for name in predicted]
+    scores: dict[str, Any] = {}
+    for suffix, chosen in (("", ~table["fitted"]), ("_fitted", table["fitted"])):
+        scored = table[table["scored"] & chosen]
+        r2: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
+        if len(scored):
+            r2 = r2_scores(scored[true], scored[predicted])
+        scores |= {f"{name}{suffix}": value for name, value in r2.items()}
+        scores[f"num_scored_bins{suffix}"] = len(scored)
+    return scores
 
 
 def _series_of(recording: Recording, names: Sequence[str]) -> dict[str, tuple[BehaviorSeries, int]]:
