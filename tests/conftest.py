@@ -1,16 +1,19 @@
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Before matplotlib or a Hugging Face library is imported by a test: no display, no network.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # the test server speaks LFS
 # Fixtures of modules and sessions load datasets through a cache of this run.
 DATASET_CACHE = tempfile.TemporaryDirectory(prefix="rpnt-tests-")
 os.environ["HF_DATASETS_CACHE"] = DATASET_CACHE.name
@@ -52,3 +55,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real recordings (`shared/data`) beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[HubServer]:
+    """A Hub on the loopback interface, one for the session: tests use repositories of their own names."""
+    with HubServer() as server:
+        yield server
