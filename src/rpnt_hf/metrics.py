@@ -9,7 +9,10 @@ from scipy.special import xlogy
 
 from rpnt_hf.errors import InputError
 
-__all__ = ["bits_per_spike", "r2_scores"]
+__all__ = ["R2_CONVENTIONS", "bits_per_spike", "r2_conventions", "r2_scores"]
+
+# Published figures use all four (DESIGN section 5); the first is the one that counts here.
+R2_CONVENTIONS = ("r2", "r2_variance_weighted", "r2_reach", "r2_variance_weighted_reach")
 
 
 def r2_scores(
@@ -57,6 +60,34 @@ def r2_scores(
         if varies.any()
         else None,
     }
+
+
+def r2_conventions(targets: ArrayLike, predictions: ArrayLike, reach: ArrayLike) -> dict[str, float | None]:
+    """R2 in the four conventions that published figures use.
+
+    Args:
+        targets (`ArrayLike` of shape `(bins, K)`): True values of all scored bins.
+        predictions (`ArrayLike` of the same shape): Decoded values, in the same unit.
+        reach (`ArrayLike` of shape `(bins,)`): True in the reach period, from the go cue on.
+
+    Returns:
+        `dict`: `r2` and `r2_variance_weighted` as in `r2_scores`, and both over the reach period alone,
+        `r2_reach` and `r2_variance_weighted_reach`, None where no bin is in one.
+
+    Raises:
+        InputError: As for `r2_scores`.
+
+    Example:
+        ```python
+        >>> r2_conventions([[0.0], [1.0], [2.0]], [[0.0], [1.0], [1.0]], [False, False, False])["r2_reach"]
+
+        ```
+    """
+    scores = r2_scores(targets, predictions)
+    in_reach: dict[str, float | None] = dict.fromkeys(scores)
+    if np.any(reach):
+        in_reach = r2_scores(targets, predictions, reach)
+    return {**scores, **{f"{name}_reach": score for name, score in in_reach.items()}}
 
 
 def bits_per_spike(
