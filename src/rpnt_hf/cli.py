@@ -61,6 +61,18 @@ num_scored_bins, on bins that the decoder was neither trained nor chosen on; r2_
 that it was, which are no test; num_bins and seconds. Scores are null where there is no bin or no behaviour
 to compare with.
 """
+STREAM_HELP = "Replay an NWB file through a decoder bin by bin, as in a closed loop, and time every step."
+STREAM_EXAMPLES = """\
+examples:
+  rpnt stream demo_out/decoder FILE.nwb
+  rpnt stream demo_out/decoder FILE.nwb --realtime --max-seconds 30 --plot trace.png
+
+In a terminal, decoded (o) and true (.) movement are drawn as the bins come. The last line of the output is
+JSON: the scores of `rpnt decode`, num_bins, bin_size (s), latency_ms (p50, p95, p99, max of one step),
+missed_deadlines (steps that ended later than one bin after the bin was there), wakeup_lateness_ms (with
+--realtime: from the end of a bin to the start of its step), interrupted and seconds. Ctrl-C ends the replay
+and prints the same for what ran.
+"""
 INFO_EXAMPLES = """\
 examples:
   rpnt info
@@ -123,6 +135,20 @@ def build_parser() -> argparse.ArgumentParser:
     repairing = "sort spikes and drop duplicates instead of refusing them"
     decode.add_argument("--repair-spikes", action="store_true", help=repairing)
     decode.set_defaults(run=run_decode)
+
+    stream = add("stream", "replay an NWB file bin by bin, in real time or not", STREAM_HELP, STREAM_EXAMPLES)
+    stream.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id of a decoder")
+    stream.add_argument("recording", type=Path, metavar="FILE.nwb", help="recording to replay")
+    stream.add_argument("--realtime", action="store_true", help="wait for the end of each bin")
+    stream.add_argument("--max-seconds", type=float, metavar="S", help="replay this much of the recording")
+    stream.add_argument(
+        "--backend", choices=("torch", "onnx"), help="what computes a step (default: the faster)"
+    )
+    stream.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
+    stream.add_argument("--out", type=Path, metavar="FILE", help="write one row per bin, .parquet or .csv")
+    stream.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the decoded and the true trace")
+    stream.add_argument("--repair-spikes", action="store_true", help=repairing)
+    stream.set_defaults(run=run_stream)
 
     info = add("info", "print versions and devices", "Print versions and devices.", INFO_EXAMPLES)
     info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -188,6 +214,47 @@ def run_decode(arguments: argparse.Namespace) -> None:
     print(json.dumps({**scores, "num_bins": len(table), "seconds": seconds}))
 
 
+def run_stream(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt stream`.
+
+    Args:
+        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `realtime`, `max_seconds`, `backend`,
+            `session_id`, `out`, `plot` and `repair_spikes`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, or is no decoder.
+        RecordingError: The recording cannot be read.
+        InputError: The recording does not fit the checkpoint.
+        KeyboardInterrupt: The user stopped it; what ran has been printed.
+    """
+    from rpnt_hf.data.nwb import read_nwb
+    from rpnt_hf.replay import plot_replay, replay_recording, shown_in_terminal
+
+    began = time.perf_counter()
+    recording = read_nwb(arguments.recording, repair_spikes=arguments.repair_spikes)
+    if arguments.session_id is not None:
+        recording = dataclasses.replace(recording, session_id=arguments.session_id)
+    model, processor = load_decoder(arguments.checkpoint)
+    replay = replay_recording(
+        model,
+        processor,
+        recording,
+        realtime=arguments.realtime,
+        max_seconds=arguments.max_seconds,
+        show=shown_in_terminal(model, processor, sys.stderr),
+        **({} if arguments.backend is None else {"backend": arguments.backend}),
+    )
+    if arguments.out is not None:
+        write_table(replay.table, arguments.out)
+        print(arguments.out)
+    if arguments.plot is not None:
+        print(plot_replay(replay, model, arguments.plot))
+    seconds = round(time.perf_counter() - began, 3)
+    print(json.dumps({**replay.report(), "seconds": seconds}), flush=True)
+    if replay.interrupted:
+        raise KeyboardInterrupt
+
+
 def load_decoder(checkpoint: str) -> tuple[Any, Any]:
     """Loads a trained decoder and its processor.
 
@@ -203,12 +270,15 @@ def load_decoder(checkpoint: str) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     from rpnt_hf import AutoModelForMotorDecoding, RPNTProcessor
+    from rpnt_hf.adapters import is_adapter, load_adapter_decoder
 
     path = Path(checkpoint)
     if not path.is_dir() and (path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir())):
         raise CheckpointError(
             f"CHECKPOINT must be a folder with a saved decoder, got '{path}', which is none."
         )
+    if is_adapter(checkpoint):
+        return load_adapter_decoder(checkpoint)
     try:
         architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
         if "RPNTForMotorDecoding" not in architectures:

@@ -23,7 +23,14 @@ from .processing_rpnt import RPNTProcessor
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["bin_recording", "decode_recording", "decode_rows", "prediction_table", "score_table"]
+__all__ = [
+    "bin_recording",
+    "decode_recording",
+    "decode_rows",
+    "prediction_table",
+    "score_table",
+    "target_names",
+]
 
 INPUT_NAMES = ("spike_counts", "unit_ids", "unit_mask", "bin_mask", "metadata")
 
@@ -239,7 +246,7 @@ def prediction_table(
     Returns:
         `pd.DataFrame`: The columns of `decode_recording`, one line per predicted bin.
     """
-    names = model.config.target_names or [f"target_{k}" for k in range(model.config.num_targets)]
+    names = target_names(model)
     columns = _series_of(recording, names)
     tables = []
     for interval, predictions in zip(intervals, decoded, strict=True):
@@ -262,6 +269,18 @@ def prediction_table(
         scored = finite & interval.observed[:num_bins] & inside
         tables.append(pd.DataFrame({**table, "scored": scored, "fitted": fitted}))
     return pd.concat(tables, ignore_index=True)
+
+
+def target_names(model: PreTrainedModel) -> list[str]:
+    """Gives the names of what a decoder decodes.
+
+    Args:
+        model (`PreTrainedModel`): The decoder.
+
+    Returns:
+        `list[str]`: `config.target_names`, or "target_0" and so on where it has none.
+    """
+    return list(model.config.target_names or (f"target_{k}" for k in range(model.config.num_targets)))
 
 
 def score_table(table: pd.DataFrame) -> dict[str, Any]:
