@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
+    AutoProcessor,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping, auto_class_update
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -41,8 +42,9 @@ def register() -> None:
     AutoModelForMotorDecoding.register(RPNTConfig, RPNTForMotorDecoding, exist_ok=True)
     # The route of transformers' own, for a process without this package.
     AutoModelForTimeSeriesPrediction.register(RPNTConfig, RPNTForMotorDecoding, exist_ok=True)
-    # AutoProcessor falls back to the feature extractor of a configuration.
     AutoFeatureExtractor.register(RPNTConfig, RPNTProcessor, exist_ok=True)
+    # Without this one a folder that carries its code would make AutoProcessor ask for `trust_remote_code`.
+    AutoProcessor.register(RPNTConfig, RPNTProcessor, exist_ok=True)
 
 
 register()

@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .errors import ConfigurationError, closest_names
+from .sharing_rpnt import CONFIG_AUTO_MAP, save_code
 
 AXIS_UNITS = {
     "time": "bins",
@@ -388,6 +389,18 @@ class RPNTConfig(PreTrainedConfig):
         output["context_attention"] = dataclasses.asdict(self.context_attention)
         output["context_attention"]["kernel_size"] = list(self.context_attention.kernel_size)
         return output
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves `config.json` with the code of all models, so that it loads without this package too.
+
+        Args:
+            save_directory (`str` or `Path`): Folder; made where it is missing.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Whether to push it to the Hub as well.
+            **kwargs: Passed to `push_to_hub`.
+        """
+        save_code(save_directory, CONFIG_AUTO_MAP)
+        self.auto_map = dict(CONFIG_AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "RPNTConfig":

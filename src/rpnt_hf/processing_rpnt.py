@@ -18,6 +18,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .errors import ConfigurationError, InputError, closest_names
 from .layout_rpnt import fit_slots, flat_counts, site_layout
+from .sharing_rpnt import PROCESSOR_AUTO_MAP, save_code
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +204,21 @@ class RPNTProcessor(FeatureExtractionMixin):
         saved = super().to_dict()
         saved["sessions"] = [[session_id, list(unit_ids)] for session_id, unit_ids in self.sessions.items()]
         return {key: value for key, value in saved.items() if key not in ("_first_rows", "_reported")}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Saves `preprocessor_config.json` with its code, so that it loads without this package too.
+
+        Args:
+            save_directory (`str` or `Path`): Folder; made where it is missing.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Whether to push it to the Hub as well.
+            **kwargs: Passed to `push_to_hub`.
+
+        Returns:
+            `list[str]`: The file.
+        """
+        save_code(save_directory, PROCESSOR_AUTO_MAP)
+        self.auto_map = dict(PROCESSOR_AUTO_MAP)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def add_session(
         self,
