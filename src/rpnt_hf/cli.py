@@ -73,6 +73,26 @@ missed_deadlines (steps that ended later than one bin after the bin was there), 
 --realtime: from the end of a bin to the start of its step), interrupted and seconds. Ctrl-C ends the replay
 and prints the same for what ran.
 """
+EVALUATE_HELP = """\
+Compare decoders on the sessions of a built dataset, with intervals and a verdict.
+
+PROTOCOL is one of within-session, few-shot, cross-session, cross-task, cross-subject, ablation. Our decoder
+is trained in every mode of the protocol (pretrained first where there is transfer, never on the session that
+is decoded), and ridge, Kalman filter, MLP, GRU and LSTM on the same trials. Test trials are scored once.
+"""
+EVALUATE_EXAMPLES = """\
+examples:
+  rpnt evaluate within-session --data dataset --out evaluation --num-proc 2
+  rpnt evaluate few-shot --data dataset --out few --recipe transfer --targets SESSION --amounts 8 16 100%
+  rpnt evaluate ablation --data dataset --out ablation --seeds 0 1 2 3 4
+
+An evaluation that was interrupted goes on where it stopped when the same command is given again.
+
+writes:
+  DIR/results.md, DIR/results.json    scores, intervals, comparisons, failed runs, command, commit, seeds
+  DIR/*.png                           scores by session and by training trials, trajectories by direction
+  DIR/runs/                           every decoder with its predictions
+"""
 INFO_EXAMPLES = """\
 examples:
   rpnt info
@@ -149,6 +169,27 @@ def build_parser() -> argparse.ArgumentParser:
     stream.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the decoded and the true trace")
     stream.add_argument("--repair-spikes", action="store_true", help=repairing)
     stream.set_defaults(run=run_stream)
+
+    evaluate = add("evaluate", "compare decoders on a built dataset", EVALUATE_HELP, EVALUATE_EXAMPLES)
+    evaluate.add_argument("protocol", metavar="PROTOCOL", help="what is compared; see above")
+    evaluate.add_argument(
+        "--data", required=True, metavar="DATASET", help="folder of `rpnt build`, or Hub name"
+    )
+    evaluate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    evaluate.add_argument("--dataset-config", metavar="NAME", help="part of the corpus")
+    evaluate.add_argument(
+        "--recipe", default="reach", help="NAME of training/configs/NAME_*.yaml (default reach)"
+    )
+    evaluate.add_argument(
+        "--targets", nargs="+", default=[], metavar="SESSION", help="sessions to decode (all)"
+    )
+    evaluate.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="decoders, or arms (all)")
+    evaluate.add_argument(
+        "--amounts", nargs="+", default=[], metavar="N", help="training data: 10%% or 16 trials"
+    )
+    evaluate.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(0 1 2)")
+    evaluate.add_argument("--num-proc", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    evaluate.set_defaults(run=run_evaluate)
 
     info = add("info", "print versions and devices", "Print versions and devices.", INFO_EXAMPLES)
     info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -320,6 +361,21 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         else:
             table.to_parquet(unfinished, index=False)
         unfinished.replace(path)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt evaluate`.
+
+    Args:
+        arguments (`argparse.Namespace`): `protocol` and the arguments of `evaluation.evaluate.evaluate`.
+    """
+    from rpnt_hf.evaluation.evaluate import evaluate
+
+    options = {name: value for name, value in vars(arguments).items() if name != "run"}
+    results = evaluate(**options)
+    print((arguments.out / "results.md").read_text())
+    names = ("session", "amount", "decoder", "r2", "r2_interval")
+    print(json.dumps([{name: row[name] for name in names} for row in results["scores"]]))
 
 
 def run_info(arguments: argparse.Namespace) -> None:

@@ -23,8 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from rpnt_hf.errors import InputError
 
 __all__ = [
+    "plot_amounts",
+    "plot_calibration",
     "plot_overview",
     "plot_raster",
+    "plot_sessions",
     "plot_training_curves",
     "plot_trajectories",
     "plot_velocity_traces",
@@ -278,6 +281,108 @@ def plot_training_curves(
             axes.set_axisbelow(True)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.legend(loc="best", handlelength=2.4)
+    return figure
+
+
+def plot_amounts(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str = ""
+) -> Figure:
+    """Draws score against the number of training trials, with intervals.
+
+    Args:
+        curves (`Mapping[str, Sequence[tuple]]`): Decoder to points (trials, R2, low end, high end); the ends
+            may be NaN.
+        title (`str`, *optional*): What stands above it.
+
+    Returns:
+        `Figure`: The picture; R2 below 0 is drawn at the lower edge.
+
+    Raises:
+        InputError: There is no point.
+    """
+    if not any(curves.values()):
+        raise InputError("`curves` must hold at least one point, got none. Pass scores of finished runs.")
+    with rc_context(STYLE):
+        figure = _figure(4.8, 3.4)
+        axes = figure.subplots()
+        for index, (name, points) in enumerate(curves.items()):
+            if not len(points):
+                continue
+            trials, scores, low, high = np.asarray(sorted(points), dtype=float).T
+            color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
+            axes.plot(trials, scores, color=color, linestyle=style, marker="o", markersize=3, label=name)
+            axes.fill_between(trials, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
+        axes.set_xlabel("training trials")
+        axes.set_ylabel("test $R^2$ (95 % interval)")
+        axes.set_title(title)
+        axes.grid(axis="y", color=LIGHT, linewidth=0.5)
+        axes.legend(loc="lower right", fontsize=7.5)
+    return figure
+
+
+def plot_sessions(scores: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
+    """Draws the score of every decoder on every session, lines joining the same session.
+
+    Args:
+        scores (`Mapping[str, Mapping[str, float]]`): Decoder to session to R2; a session may be absent.
+        title (`str`, *optional*): What stands above it.
+
+    Returns:
+        `Figure`: The picture.
+
+    Raises:
+        InputError: There is no score.
+    """
+    sessions = sorted({session for values in scores.values() for session in values})
+    if not sessions:
+        raise InputError("`scores` must hold at least one session, got none. Pass scores of finished runs.")
+    with rc_context(STYLE):
+        figure = _figure(max(3.2, 0.75 * len(scores) + 2.2), 3.4)
+        axes = figure.subplots()
+        places = np.arange(len(scores))
+        for index, session in enumerate(sessions):
+            values = [by_session.get(session, np.nan) for by_session in scores.values()]
+            color = COLORS[index % len(COLORS)]
+            axes.plot(places, values, color=color, marker="o", markersize=3.5, linewidth=1.0, label=session)
+        axes.set_xticks(places, list(scores), rotation=30, ha="right")
+        axes.set_ylabel("test $R^2$")
+        axes.set_title(title)
+        axes.grid(axis="y", color=LIGHT, linewidth=0.5)
+        axes.legend(loc="lower right", fontsize=6.5)
+    return figure
+
+
+def plot_calibration(coverage: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Draws how many test values lie inside intervals of a nominal width.
+
+    Args:
+        coverage (`Mapping[str, Sequence[tuple]]`): Name, such as "before" and "after calibration", to points
+            (nominal, observed), both in [0, 1].
+
+    Returns:
+        `Figure`: The picture, with the diagonal that a calibrated decoder follows.
+
+    Raises:
+        InputError: There is no point.
+    """
+    if not any(coverage.values()):
+        raise InputError("`coverage` must hold at least one point, got none. Pass a decoder's intervals.")
+    with rc_context(STYLE):
+        figure = _figure(3.4, 3.4)
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], color=GREY, linewidth=0.8, linestyle=STYLES[1])
+        for index, (name, points) in enumerate(coverage.items()):
+            nominal, observed = 100 * np.asarray(sorted(points), dtype=float).T
+            color, style = COLORS[index % len(COLORS)], STYLES[index % len(STYLES)]
+            axes.plot(nominal, observed, color=color, linestyle=style, marker="o", markersize=3, label=name)
+        axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+        axes.set_xlabel("nominal coverage (%)")
+        axes.set_ylabel("test values inside (%)")
+        axes.set_title("Calibration")
+        axes.legend(loc="upper left")
     return figure
 
 

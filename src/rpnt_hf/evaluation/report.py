@@ -25,16 +25,17 @@ __all__ = ["describe_run", "write_report"]
 PACKAGES = ("rpnt_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "pynwb")
 
 
-def write_report(results: Mapping[str, Any], output_dir: str | Path) -> dict[str, Any]:
-    """Writes `report.json` and `report.md`, each whole or not at all.
+def write_report(results: Mapping[str, Any], output_dir: str | Path, name: str = "report") -> dict[str, Any]:
+    """Writes `NAME.json` and `NAME.md`, each whole or not at all.
 
     Args:
         results (`Mapping[str, Any]`):
             What was found; everything goes to the JSON file. These keys also shape the Markdown file, and
-            each may be
-            absent: `title` (`str`), `summary` (`str`, a paragraph), `table` (list of dictionaries, one per
-            row, with the same keys), `figures` (list of file names in the folder), `seeds` (list of int).
+            each may be absent: `title` (`str`), `summary` (`str`, a paragraph), `table` (list of
+            dictionaries, one per row, with the same keys), `tables` (heading to such a list), `figures` (list
+            of file names in the folder), `seeds` (list of int).
         output_dir (`str` or `Path`): Folder for both files; made where it does not exist.
+        name (`str`, *optional*, defaults to `"report"`): Name of both files.
 
     Returns:
         `dict[str, Any]`: The content of `report.json`: `results` and a key `run` that holds command, commit
@@ -45,15 +46,16 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path) -> dict[str
     """
     output_dir = Path(output_dir)
     report = _plain({**results, "run": describe_run()}, "results")
-    table = report.get("table", [])
-    if any(list(row) != list(table[0]) for row in table):
-        raise InputError(
-            f"Rows of `table` must have the same keys, got {sorted({key for row in table for key in row})} "
-            "in some of them only. Fill the gaps with None."
-        )
+    for table in _tables(report).values():
+        if any(list(row) != list(table[0]) for row in table):
+            keys = sorted({key for row in table for key in row})
+            raise InputError(
+                f"Rows of `table` must have the same keys, got {keys} in some of them only. Fill the gaps "
+                "with None."
+            )
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write(output_dir / "report.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
-    _write(output_dir / "report.md", _markdown(report))
+    _write(output_dir / f"{name}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    _write(output_dir / f"{name}.md", _markdown(report))
     return report
 
 
@@ -116,13 +118,21 @@ def _plain(value: Any, place: str) -> Any:
     )
 
 
+def _tables(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Every table by its heading; the single one of `table` has none."""
+    return {"": report.get("table", []), **report.get("tables", {})}
+
+
 def _markdown(report: dict[str, Any]) -> str:
     """Writes the report for people."""
     parts = [f"# {report.get('title', 'Report')}"]
     if report.get("summary"):
         parts.append(report["summary"])
-    table = report.get("table", [])
-    if table:
+    for heading, table in _tables(report).items():
+        if not table:
+            continue
+        if heading:
+            parts.append(f"## {heading}")
         lines = [list(table[0]), ["---"] * len(table[0])]
         lines += [[_cell(value) for value in row.values()] for row in table]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
@@ -143,6 +153,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+    if isinstance(value, list):
+        return " to ".join(_cell(item) for item in value)
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

@@ -1,0 +1,236 @@
+"""Which runs a protocol of `rpnt evaluate` consists of: targets, sources, methods, amounts of training data.
+
+Plans only (DESIGN section 5); `runner.py` executes them and `summary.py` compares them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpnt_hf.errors import ConfigurationError, DatasetError, closest_names
+
+__all__ = ["ABLATIONS", "COMPARATORS", "MODES", "PROTOCOLS", "Amount", "Base", "Run", "Session", "plan"]
+
+PROTOCOLS = (
+    "within-session", "few-shot", "cross-session", "cross-task", "cross-subject", "ablation",
+)  # fmt: skip
+COMPARATORS = ("ridge", "kalman", "mlp", "gru", "lstm")
+# How our own decoder begins and what of it is trained. "pretrained" bases have never seen behaviour;
+# "decoder" bases were trained to decode the source sessions.
+MODES: Mapping[str, str | None] = {
+    "scratch": None,
+    "full": "pretrained",
+    "frozen": "pretrained",
+    "adapters": "pretrained",
+    "units": "decoder",
+}
+TRANSFERS = ("few-shot", "cross-session", "cross-task", "cross-subject")
+# Fields of RPNTConfig that differ from the recipe, one arm each; "all" is the recipe itself.
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "all": {},
+    "no context kernels": {"context_attention": {"enabled": False}},
+    "no stem": {"stem_kernel": 1},
+    "no anchors": {"num_anchors": 0},
+    "no attention window": {"attention_window": None},
+    "encoding rope": {"position_encoding": "rope"},
+    "encoding sinusoidal": {"position_encoding": "sinusoidal"},
+    "encoding none": {"position_encoding": "none"},
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a plan needs to know of a session.
+
+    Args:
+        session_id (`str`): Its name.
+        subject_id (`str`, *optional*): Whose it is.
+        task (`str`, *optional*): What was done.
+        num_trials (`int`): Training trials with scored bins.
+    """
+
+    session_id: str
+    subject_id: str | None
+    task: str | None
+    num_trials: int
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How many of the training trials a run may learn from.
+
+    Args:
+        name (`str`): As it is shown, "10 %" or "16 trials".
+        trials (`int`, *optional*): The number; None for all.
+    """
+
+    name: str
+    trials: int | None
+
+
+ALL_TRIALS = Amount("100 %", None)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A checkpoint that several runs begin from.
+
+    Args:
+        kind (`str`): "pretrained" (without labels) or "decoder" (trained to decode).
+        sources (`tuple[str, ...]`): Sessions it learns from; never the target of a run that uses it.
+        seed (`int`): Its seed.
+    """
+
+    kind: str
+    sources: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One decoder, trained and scored on one session.
+
+    Args:
+        method (`str`): One of `COMPARATORS` or of `MODES`.
+        session_id (`str`): The target.
+        amount (`Amount`): Training trials it may learn from.
+        seed (`int`): Seed of weights, order, augmentation and the choice of trials.
+        arm (`str`, *optional*, defaults to `""`): Arm of an ablation.
+        base (`Base`, *optional*): What it begins from.
+        model (`Mapping[str, Any]`, *optional*): Fields of RPNTConfig that differ from the recipe.
+    """
+
+    method: str
+    session_id: str
+    amount: Amount
+    seed: int
+    arm: str = ""
+    base: Base | None = None
+    model: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """What the run is called in tables: its arm or its method."""
+        return self.arm or self.method
+
+
+def plan(
+    protocol: str,
+    sessions: Sequence[Session],
+    *,
+    targets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    amounts: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+) -> tuple[list[Run], dict[str, str]]:
+    """Lists the runs of a protocol.
+
+    Args:
+        protocol (`str`): One of `PROTOCOLS`.
+        sessions (`Sequence[Session]`): Sessions of the dataset.
+        targets (`Sequence[str]`, *optional*): Sessions to decode; all where empty.
+        methods (`Sequence[str]`, *optional*): Comparators, modes, or arms of the ablation; all where empty.
+        amounts (`Sequence[str]`, *optional*):
+            Training data, as "10%" or "16"; those of the protocol where empty.
+        seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds, at least one.
+
+    Returns:
+        `tuple[list[Run], dict[str, str]]`: The runs, and the targets that are left out, each with the reason.
+
+    Raises:
+        ConfigurationError: A name is unknown or an amount cannot be read.
+        DatasetError: No target remains.
+    """
+    _check_names("protocol", [protocol], PROTOCOLS)
+    known = [session.session_id for session in sessions]
+    _check_names("targets", targets, known)
+    if not seeds:
+        raise ConfigurationError("`seeds` must hold at least one number, got none.")
+    runs: list[Run] = []
+    left_out: dict[str, str] = {}
+    for session in sessions:
+        if targets and session.session_id not in targets:
+            continue
+        if session.num_trials == 0:
+            left_out[session.session_id] = "it has no training trial with behaviour"
+            continue
+        sources = _sources(protocol, session, sessions)
+        if protocol in TRANSFERS and not sources:
+            left_out[session.session_id] = f"there is no other session for {protocol}"
+            continue
+        if protocol == "ablation":
+            arms = list(methods) or list(ABLATIONS)
+            _check_names("methods", arms, list(ABLATIONS))
+            runs += [
+                Run("scratch", session.session_id, ALL_TRIALS, seed, arm=arm, model=ABLATIONS[arm])
+                for arm in arms
+                for seed in seeds
+            ]
+            continue
+        default = [*COMPARATORS, *(MODES if protocol in TRANSFERS else ("scratch",))]
+        chosen = list(methods) or default
+        _check_names("methods", chosen, default)
+        for amount in _amounts(protocol, session, amounts):
+            for method in chosen:
+                for seed in seeds:
+                    kind = MODES.get(method)
+                    base = None if kind is None else Base(kind, sources, seed)
+                    runs.append(Run(method, session.session_id, amount, seed, base=base))
+    if not runs:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise DatasetError(
+            f"Protocol '{protocol}' must have at least one session to decode, got none ({reasons}). Build a "
+            "dataset with more sessions, or choose another protocol."
+        )
+    return runs, left_out
+
+
+def _sources(protocol: str, target: Session, sessions: Sequence[Session]) -> tuple[str, ...]:
+    """Names the sessions that a base for this target may learn from."""
+
+    def fits(other: Session) -> bool:
+        if other.session_id == target.session_id:
+            return False
+        same_subject, same_task = other.subject_id == target.subject_id, other.task == target.task
+        return {
+            "cross-session": same_subject and same_task,
+            "cross-task": not same_task,
+            "cross-subject": not same_subject,
+        }.get(protocol, True)
+
+    return tuple(sorted(other.session_id for other in sessions if fits(other)))
+
+
+def _amounts(protocol: str, session: Session, named: Sequence[str]) -> list[Amount]:
+    """Amounts of training data for a session, fewest first, each number of trials once."""
+    if protocol == "few-shot":
+        named = named or ("1%", "5%", "10%", "25%", "50%", "100%", "4", "8", "16", "32")
+    amounts: dict[int, Amount] = {}
+    for text in named or ("100%",):
+        number = text.strip().removesuffix("%").strip()
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        is_share = text.strip().endswith("%")
+        if value <= 0 or (is_share and value > 100) or (not is_share and value != int(value)):
+            raise ConfigurationError(
+                f"`amounts` must be shares such as '10%' or numbers of trials such as '16', got '{text}'."
+            )
+        trials = max(1, round(value / 100 * session.num_trials)) if is_share else int(value)
+        if trials > session.num_trials:
+            continue  # a session with fewer trials has its largest amount as "100%"
+        name = f"{number} %" if is_share else f"{number} trials"
+        whole = trials == session.num_trials
+        amounts.setdefault(trials, Amount(name, None if whole else trials))
+    if not amounts:
+        amounts[session.num_trials] = ALL_TRIALS
+    return [amounts[trials] for trials in sorted(amounts)]
+
+
+def _check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(
+                f"`{what}` must be among {', '.join(known)}, got '{name}'.{closest_names(name, known)}"
+            )
