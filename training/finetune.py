@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.loading import label_statistics, load_rows, select_sessions, select_trials, view_rows
@@ -64,7 +65,9 @@ class FinetuneOptions:
         training_fraction: Share of the training trials instead, in (0, 1].
         init: "scratch", or the folder of a pretrained model or a decoder.
         mode: "full" trains everything; "frozen" the unit embeddings of these sessions and the head; "units"
-            only the unit embeddings of sessions that the checkpoint does not know.
+            only the unit embeddings of sessions that the checkpoint does not know; "adapters" what "frozen"
+            does and low-rank terms in every layer, and saves these alone, without the checkpoint.
+        adapters: Rank and scale of those terms.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
             (dropout).
@@ -95,7 +98,8 @@ class FinetuneOptions:
     training_trials: int | None = None
     training_fraction: float | None = None
     init: str = "scratch"
-    mode: Literal["full", "frozen", "units"] = "full"
+    mode: Literal["full", "frozen", "units", "adapters"] = "full"
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
     preset: str = "tiny"
     model: dict[str, Any] = field(default_factory=dict)
     num_slots: int | None = None
@@ -215,7 +219,7 @@ def freeze(
     new_sessions: Sequence[str],
 ) -> None:
     """Lets gradients reach what the mode trains."""
-    if mode == "full":
+    if mode in ("full", "adapters"):  # adapters freeze what is below them
         return
     embedding = model.model.embeddings.unit_embedding
     if mode == "units":
@@ -240,6 +244,30 @@ def freeze(
         train_only_rows(
             embedding, [row for session_id in sessions for row in processor.session_rows(session_id)]
         )
+
+
+def adapt(
+    options: FinetuneOptions,
+    model: RPNTForMotorDecoding,
+    processor: RPNTProcessor,
+    sessions: Sequence[str],
+    new_sessions: Sequence[str],
+) -> tuple[Any, AdapterBase | None]:
+    """Puts adapters on the model where the mode asks for them, and says what they were put on."""
+    if options.mode != "adapters":
+        if options.adapters != AdapterConfig():
+            raise ConfigurationError(
+                f"`adapters` belongs to `mode` 'adapters', got {options.adapters} in mode '{options.mode}'. "
+                "Choose that mode, or leave `adapters` as it is."
+            )
+        return model, None
+    num_units = model.config.num_units
+    rows = list(range(num_units))
+    if processor.unit_embedding == "vocabulary":
+        num_units -= sum(len(processor.session_rows(session_id)) for session_id in new_sessions)
+        rows = [row for session_id in sessions for row in processor.session_rows(session_id)]
+    base = AdapterBase.of(model, num_units, options.init, options.adapters.base_name)
+    return add_adapters(model, options.adapters, rows), base
 
 
 def score(
@@ -309,6 +337,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, processor, new_sessions = make_model(options, splits)
     sessions = sorted({row["session_id"] for row in splits["train"]})
     freeze(model, processor, options.mode, sessions, new_sessions)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    model, base = adapt(options, model, processor, sessions, new_sessions)
     processor.mark_fitted([*splits["train"], *splits["validation"]])
     logger.info("%d training trials of sessions %s", num_trials, ", ".join(sessions))
 
@@ -428,11 +458,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "mode": options.mode,
         "seed": options.seed,
         "num_processes": accelerator.num_processes,
-        "parameters": sum(parameter.numel() for parameter in judged.parameters()),
+        "parameters": num_parameters,
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
     }
     if accelerator.is_main_process:
-        judged.save_pretrained(folder.path)
+        if base is None:
+            judged.save_pretrained(folder.path)
+        else:
+            save_adapter(judged, base, folder.path)
         processor.save_pretrained(folder.path)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from .adapters import is_adapter
 from .configuration_rpnt import RPNTConfig
 from .errors import CheckpointError, ConfigurationError, closest_names
 from .modeling_rpnt import RPNTPreTrainedModel
@@ -94,6 +95,11 @@ def from_checkpoint(
             raise ConfigurationError(
                 f"`model` must name fields of RPNTConfig, got `{name}`.{closest_names(name, known)}"
             )
+    if is_adapter(folder):
+        raise CheckpointError(
+            f"`init` must be 'scratch' or a whole checkpoint, got '{folder}', which holds adapters without "
+            "their base. Load it by `rpnt_hf.adapters.load_adapter_decoder` and save what that gives."
+        )
     found = RPNTProcessor.from_rows(rows)
     try:
         processor = RPNTProcessor.from_pretrained(folder)

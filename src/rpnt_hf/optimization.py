@@ -117,6 +117,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     check_range("beta2", config.beta2, 0 < config.beta2 < 1, "in (0, 1)")
     check_range("max_grad_norm", config.max_grad_norm, config.max_grad_norm > 0, "above 0")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # Rows of an embedding that adapters keep beside it.
+    embeddings |= {id(weight) for name, weight in model.named_parameters() if "trainable_tokens" in name}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
     rest = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in embeddings]
