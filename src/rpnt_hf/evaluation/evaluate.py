@@ -31,14 +31,14 @@ def evaluate(
         protocol (`str`): One of `protocols.PROTOCOLS`.
         data (`str`): Folder that `rpnt build` wrote, or a dataset on the Hub.
         out (`str` or `Path`):
-            Folder to write. An evaluation that was interrupted goes on where it stopped when it is called again
-            with the same settings; runs that failed are tried again.
+            Folder to write. An evaluation that was interrupted goes on where it stopped when it is called
+            again with the same settings; runs that failed are tried again.
         dataset_config (`str`, *optional*): Part of the corpus.
         recipe (`str`, *optional*, defaults to `"reach"`):
             NAME of NAME_finetune.yaml, NAME_comparators.yaml and, for protocols with transfer,
-            NAME_pretrain.yaml in `training/configs`.
+            NAME_pretrain.yaml in `training/configs`; FOLDER/NAME for files of your own.
         targets (`Sequence[str]`, *optional*): Sessions to decode; all where empty.
-        methods (`Sequence[str]`, *optional*): Comparators and modes, or arms of the ablation; all where empty.
+        methods (`Sequence[str]`, *optional*): Comparators, modes, or arms of the ablation; all where empty.
         amounts (`Sequence[str]`, *optional*): Training data, as "10%" or "16"; the protocol's where empty.
         seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds.
         num_proc (`int`, *optional*, defaults to 1): Runs at a time, each on one thread.

@@ -64,24 +64,29 @@ class Recipe:
 
     @classmethod
     def named(cls, name: str) -> "Recipe":
-        """Finds a recipe among `training/configs`: NAME_finetune.yaml and, where they exist, the others.
+        """Finds a recipe: NAME_finetune.yaml, NAME_comparators.yaml and, where it exists, NAME_pretrain.yaml.
 
         Args:
-            name (`str`): First part of the file names, such as "reach".
+            name (`str`):
+                First part of the file names in `training/configs`, such as "reach"; or with a folder, such as
+                "my_recipes/mine".
+
+        Returns:
+            `Recipe`: The paths of its files.
 
         Raises:
             ConfigurationError: There is no such recipe.
         """
-        folder = find_script("training/configs")
-        finetune, pretrain = folder / f"{name}_finetune.yaml", folder / f"{name}_pretrain.yaml"
-        comparators = folder / f"{name}_comparators.yaml"
+        folder = Path(name).parent if "/" in name else find_script("training/configs")
+        stem = Path(name).name
+        finetune, pretrain = folder / f"{stem}_finetune.yaml", folder / f"{stem}_pretrain.yaml"
+        comparators = folder / f"{stem}_comparators.yaml"
         if not finetune.is_file() or not comparators.is_file():
-            known = sorted(
-                path.name.removesuffix("_comparators.yaml") for path in folder.glob("*_comparators.yaml")
-            )
+            ending = "_comparators.yaml"
+            known = sorted(path.name.removesuffix(ending) for path in folder.glob(f"*{ending}"))
             raise ConfigurationError(
-                f"`recipe` must be one of {', '.join(known)}, got '{name}'. A recipe is a pair "
-                "NAME_finetune.yaml and NAME_comparators.yaml in training/configs."
+                f"`recipe` must be one of {', '.join(known) or 'none'} in '{folder}', got '{name}'. A recipe "
+                f"is at least {stem}_finetune.yaml and {stem}_comparators.yaml."
             )
         return cls(finetune, comparators, pretrain if pretrain.is_file() else None)
 

@@ -122,8 +122,8 @@ def _summary(facts: Sequence[Mapping[str, Any]], failed: Sequence[Any]) -> str:
     return (
         f"{len(facts) - len(failed)} of {len(facts)} runs finished, {seconds / 60:.0f} minutes of training "
         "and decoding in all. R2 is the mean over the decoded dimensions on all scored bins of the test "
-        "trials, averaged over seeds; its interval is the 95 % percentile interval of 1,000 resamples of the test "
-        "trials. A decoder is ahead where the 95 % interval of the difference lies above 0, else it is a tie."
+        "trials, averaged over seeds; its interval is the 95 % percentile interval of 1,000 resamples of the "
+        "test trials. A decoder is ahead where the 95 % interval of the difference lies above 0."
     )
 
 
