@@ -123,3 +123,13 @@ def test_variance_loss_is_least_at_the_true_variance():
         for std in (2.0, 2.7, 3.0, 3.3, 4.0)
     }
     assert min(losses, key=losses.get) == 3.0
+
+
+def test_predictions_learn_the_same_with_and_without_variances():
+    labels, scored = torch.randn(1, 50, 2), torch.ones(1, 50, dtype=torch.bool)
+    gradients = []
+    for log_variances in (None, torch.randn(1, 50, 2)):
+        predictions = torch.zeros(1, 50, 2, requires_grad=True)
+        behavior_loss(predictions, labels, scored, torch.ones(2), log_variances).backward()
+        gradients.append(predictions.grad)
+    torch.testing.assert_close(*gradients)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "bin_recording",
     "decode_recording",
+    "decode_distributions",
     "decode_rows",
     "prediction_table",
     "score_table",
@@ -84,6 +85,45 @@ def decode_rows(
         CheckpointError: The model needs windows and the processor does not say how long.
         InputError: A row does not fit the processor.
     """
+    return _decode(model, processor, rows, batch_size, ("predictions",))[0]
+
+
+def decode_distributions(
+    model: PreTrainedModel, processor: RPNTProcessor, rows: Sequence[Mapping[str, Any]], batch_size: int = 16
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Decodes every bin of rows with its uncertainty; the decoder must have `predict_variance`.
+
+    Args:
+        model (`PreTrainedModel`): An `RPNTForMotorDecoding` with `config.predict_variance`.
+        processor (`RPNTProcessor`): The processor saved with it.
+        rows (`Sequence[Mapping]`): Rows of a built dataset.
+        batch_size (`int`, *optional*, defaults to 16): Windows per forward pass.
+
+    Returns:
+        `tuple`: What `decode_rows` gives, and the logs of the variances in the same shapes, of the units of
+        the targets squared.
+
+    Raises:
+        CheckpointError: The model does not predict variances, or needs windows of unknown length.
+        InputError: A row does not fit the processor.
+    """
+    if not model.config.predict_variance:
+        raise CheckpointError(
+            "A decoder must have been trained with `predict_variance` to say how sure it is, got one "
+            "without. Train it with `--model.predict_variance true`."
+        )
+    predictions, log_variances = _decode(model, processor, rows, batch_size, ("predictions", "log_variances"))
+    return predictions, log_variances
+
+
+def _decode(
+    model: PreTrainedModel,
+    processor: RPNTProcessor,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    names: Sequence[str],
+) -> list[list[NDArray[np.float32]]]:
+    """Decodes rows and gives the named outputs of the model, a list over rows for each."""
     encoding = model.config.position_encoding
     needs_windows = model.config.attention_window is None or encoding in ("learned", "sinusoidal")
     window_bins = processor.window_bins if needs_windows else None
@@ -94,7 +134,10 @@ def decode_rows(
             "processor is None. Set `processor.window_bins` to the bins it was trained on."
         )
     lag = model.config.label_lag
-    predictions = [np.full((row["num_bins"], model.config.num_targets), np.nan, np.float32) for row in rows]
+    num_targets = model.config.num_targets
+    found = [
+        [np.full((row["num_bins"], num_targets), np.nan, dtype=np.float32) for row in rows] for _ in names
+    ]
     jobs = [
         (index, *segment)
         for index, row in enumerate(rows)
@@ -111,15 +154,16 @@ def decode_rows(
                     inputs[index] = processor(rows[index])
             padded = _pad([(inputs[index], start, stop) for index, start, stop, _ in batch])
             outputs = model(**{name: value.to(model.device) for name, value in padded.items()})
-            decoded = outputs.predictions.float().cpu().numpy()
-            for (index, start, stop, kept_from), values in zip(batch, decoded, strict=True):
-                kept = values[kept_from - start : stop - start]
-                target = predictions[index][kept_from + lag : stop + lag]
-                target[:] = kept[: len(target)]
+            for name, rows_found in zip(names, found, strict=True):
+                decoded = outputs[name].float().cpu().numpy()
+                for (index, start, stop, kept_from), values in zip(batch, decoded, strict=True):
+                    target = rows_found[index][kept_from + lag : stop + lag]
+                    target[:] = values[kept_from - start : stop - start][: len(target)]
+            for index, *_ in batch:
                 left[index] -= 1
                 if not left[index]:
                     inputs.pop(index)
-    return predictions
+    return found
 
 
 def _pad(parts: Sequence[tuple[Mapping[str, torch.Tensor], int, int]]) -> dict[str, torch.Tensor]:

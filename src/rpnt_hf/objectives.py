@@ -177,7 +177,11 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
 def behavior_loss(
     predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor, log_variances: Tensor | None = None
 ) -> Tensor:
-    """Squared error in units of the s.d., or Gaussian negative log-likelihood, per scored bin and target.
+    """Squared error in units of the s.d., and the likelihood of predicted variances; mean over scored bins.
+
+    A Gaussian likelihood alone lets the predictions off where the variance is large (Seitzer et al. 2022,
+    arXiv:2203.09168). So predictions learn from the squared error whether variances are predicted or not, and
+    variances from the likelihood of the errors as they are.
 
     Args:
         predictions (`torch.FloatTensor` of shape `(batch, bins, targets)`): In physical units.
@@ -188,14 +192,14 @@ def behavior_loss(
             Log of the predicted variance in squared physical units.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: Loss; without a constant where it is a likelihood.
+        `torch.FloatTensor` of shape `()`: Loss; the likelihood is without its constant.
     """
     scored = (scored[..., None] & torch.isfinite(labels)).expand_as(predictions)
     error = (predictions.float() - torch.where(scored, labels, 0.0).float()) / scale
     loss = error.square()
     if log_variances is not None:
         log_variances = log_variances.float() - 2 * scale.log()
-        loss = 0.5 * (loss * torch.exp(-log_variances) + log_variances)
+        loss = loss + 0.5 * (loss.detach() * torch.exp(-log_variances) + log_variances)
     return mean_over_processes(torch.where(scored, loss, 0.0).sum(), scored.sum())
 
 

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from rpnt_hf.data.loading import load_rows, select_sessions, select_trials, view_rows
 from rpnt_hf.data.rows import reach_bins, row_behavior, scored_bins
 from rpnt_hf.data.windows import WindowSampler
-from rpnt_hf.decoding import decode_rows
+from rpnt_hf.decoding import decode_distributions, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError
 from rpnt_hf.evaluation.comparators import KalmanDecoder, RidgeDecoder
 from rpnt_hf.evaluation.neural_comparators import NeuralDecoder, read_settings
@@ -415,13 +415,17 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
         options |= {"init": str(init), "mode": run.method, "model": dict(run.model)}
     results = _train("finetune", recipe.finetune, folder, **options)
     model, processor = load_decoder(str(folder / "model"))
-    decoded = decode_rows(model, processor, splits["test"])
+    log_variances = None
+    if model.config.predict_variance:
+        decoded, log_variances = decode_distributions(model, processor, splits["test"])
+    else:
+        decoded = decode_rows(model, processor, splits["test"])
     facts = {
         "num_trials": results["training_trials"],
         "parameters": results["parameters"],
         "validation_r2": results["validation"]["r2"],
     }
-    return facts, _test_bins(splits["test"], decoded, skip=model.config.label_lag)
+    return facts, _test_bins(splits["test"], decoded, log_variances, skip=model.config.label_lag)
 
 
 def _train(script: str, config: Path, folder: Path, **options: Any) -> dict[str, Any]:
@@ -438,24 +442,32 @@ def _train(script: str, config: Path, folder: Path, **options: Any) -> dict[str,
     return dict(results)
 
 
-def _test_bins(rows: Sequence[Any], decoded: Sequence[NDArray[np.float32]], skip: int = 0) -> dict[str, Any]:
+def _test_bins(
+    rows: Sequence[Any],
+    decoded: Sequence[NDArray[np.float32]],
+    log_variances: Sequence[NDArray[np.float32]] | None = None,
+    skip: int = 0,
+) -> dict[str, Any]:
     """Gathers the scored bins of the test rows, each with the number of its trial and its direction."""
-    parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("targets", "predictions", "trials", "reach", "directions")
-    }
+    parts: dict[str, list[NDArray[Any]]] = {}
     first = 0
-    for row, values in zip(rows, decoded, strict=True):
+    for index, row in enumerate(rows):
         scored = scored_bins(row)
         scored[:skip] = False
-        trial_numbers = np.zeros(row["num_bins"], dtype=np.int64)
+        trial_numbers = np.full(row["num_bins"], first)
         directions = np.full(row["num_bins"], np.nan)
         for number, trial in enumerate(row["trials"] or []):
             inside = slice(max(trial["start_bin"], 0), trial["stop_bin"])
-            trial_numbers[inside] = number
+            trial_numbers[inside] = first + number
             directions[inside] = np.nan if trial["target_dir"] is None else trial["target_dir"]
-        found = (row_behavior(row), values, trial_numbers + first, reach_bins(row), directions)
-        for name, column in zip(parts, found, strict=True):
-            parts[name].append(column[scored])
+        columns = {
+            "targets": row_behavior(row), "predictions": decoded[index], "trials": trial_numbers,
+            "reach": reach_bins(row), "directions": directions,
+        }  # fmt: skip
+        if log_variances is not None:
+            columns["log_variances"] = log_variances[index]
+        for name, column in columns.items():
+            parts.setdefault(name, []).append(column[scored])
         first += max(len(row["trials"] or []), 1)
     gathered = {name: np.concatenate(columns) for name, columns in parts.items()}
     if not np.isfinite(gathered["predictions"]).all():
