@@ -1,9 +1,11 @@
 """Configurations: every field is checked, every field does something, unknown keys are refused."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from rpnt_hf import (
     ContextAttentionConfig,
@@ -64,6 +66,30 @@ def test_a_field_of_the_wrong_type_is_refused():
         RPNTConfig(stem_kernel="seven")
 
 
+def test_a_newer_format_is_refused_before_anything_else_is_read(tmp_path):
+    config = RPNTConfig.preset("tiny")
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["format_version"] == 1
+    newer = {**saved, "format_version": 7, "stem_kernel": "of another type", "field_of_the_future": 1}
+    (tmp_path / "config.json").write_text(json.dumps(newer))
+    message = "`format_version` must be at most 1.*got 7.*pip install --upgrade rpnt_hf"
+    for load in (
+        RPNTConfig.from_pretrained,
+        AutoConfig.from_pretrained,
+        RPNTForMotorDecoding.from_pretrained,
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            load(tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        RPNTConfig(format_version=7, field_of_the_future=1)
+    for strange in (0, True, "1", None):
+        with pytest.raises(ConfigurationError, match="whole number from 1"):
+            RPNTConfig.from_dict({**saved, "format_version": strange})
+    saved.pop("format_version")  # as before there was one
+    assert RPNTConfig.from_dict(saved).format_version == 1
+
+
 def test_default_axes_give_half_of_the_pairs_to_time_and_fit_every_head_size():
     for hidden_size in (2, 6, 16, 32, 64, 256):
         config = RPNTConfig(
@@ -102,8 +128,8 @@ CHANGES = {
     "mrope_axes": [MRoPEAxisConfig("time", 10)], "contrastive_weight": 0.9, "contrastive_temperature": 0.7,
     "projection_size": 5, "max_bins": 9, "label_mean": [5.0, 6.0], "label_std": [5.0, 6.0],
 }  # fmt: skip
-# Words carried beside the weights: names, units, and the lag that the processor applies to labels.
-CARRIED = {"target_names", "target_units", "label_lag"}
+# Words carried beside the weights: names, units, the lag that the processor applies to labels, the format.
+CARRIED = {"target_names", "target_units", "label_lag", "format_version"}
 
 
 def run(**overrides):

@@ -24,6 +24,9 @@ AXIS_UNITS = {
 }
 SITE_AXES = ("site_x", "site_y", "site_z")
 
+# Version of what a checkpoint consists of: names and meaning of weights, configuration and processor fields.
+FORMAT_VERSION = 1
+
 # Keys that transformers itself puts into a configuration without declaring them as fields.
 _TRANSFORMERS_KEYS = {
     "attn_implementation",
@@ -47,6 +50,16 @@ def _refuse_unknown_keys(keys: Any, owner: type) -> None:
                 f"Every key of {owner.__name__} must be one of its fields, got "
                 f"`{key}`.{closest_names(key, known)} Fields are: {', '.join(owner.__annotations__)}."
             )
+
+
+def _check_format_version(version: Any) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ConfigurationError(f"`format_version` must be a whole number from 1, got {version!r}.")
+    if version > FORMAT_VERSION:
+        raise ConfigurationError(
+            f"`format_version` must be at most {FORMAT_VERSION}, the newest that this rpnt_hf reads, got "
+            f"{version}: a newer one wrote this checkpoint. Upgrade: pip install --upgrade rpnt_hf"
+        )
 
 
 def _parse(value: Any, owner: type) -> Any:
@@ -222,9 +235,13 @@ class RPNTConfig(PreTrainedConfig):
             Temperature of that term, above 0.
         projection_size (`int`, *optional*, defaults to 64):
             Width of the projection that it compares.
+        format_version (`int`, *optional*, defaults to 1):
+            Version of the format of the checkpoint; a file without one is of the first. An older one is read,
+            and saved as the newest; a newer one is refused.
 
     Raises:
-        ConfigurationError: A key is unknown, or a field is out of range or contradicts another.
+        ConfigurationError: A key is unknown, a field is out of range or contradicts another, or a newer
+            version of this package wrote the checkpoint.
 
     Example:
         ```python
@@ -264,8 +281,11 @@ class RPNTConfig(PreTrainedConfig):
     contrastive_weight: float | int = 0.1
     contrastive_temperature: float | int = 0.1
     projection_size: int = 64
+    format_version: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_format_version(self.format_version)
+        self.format_version = FORMAT_VERSION
         _refuse_unknown_keys(
             [key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYS], type(self)
         )
@@ -377,6 +397,23 @@ class RPNTConfig(PreTrainedConfig):
                 f"`label_std` must be above 0 for every target, got {self.label_std}. A target that never "
                 "changes cannot be decoded: leave it out."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "RPNTConfig":
+        """Makes a configuration of plain values, such as those of `config.json`.
+
+        Args:
+            config_dict (`dict[str, Any]`): Fields; a newer `format_version` is refused before others are read.
+            **kwargs: Fields to change, as in transformers.
+
+        Returns:
+            `RPNTConfig`: The configuration.
+
+        Raises:
+            ConfigurationError: As the class.
+        """
+        _check_format_version(config_dict.get("format_version", 1))
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Turns the configuration into plain dictionaries and lists, ready for JSON.
