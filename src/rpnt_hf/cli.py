@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rpnt_hf.errors import CheckpointError, RPNTError
+from rpnt_hf.errors import RPNTError
 from rpnt_hf.scripts import list_builders, load_builder
 
 if TYPE_CHECKING:
@@ -79,12 +79,14 @@ Compare decoders on the sessions of a built dataset, with intervals and a verdic
 PROTOCOL is one of within-session, few-shot, cross-session, cross-task, cross-subject, ablation. Our decoder
 is trained in every mode of the protocol (pretrained first where there is transfer, never on the session that
 is decoded), and ridge, Kalman filter, MLP, GRU and LSTM on the same trials. Test trials are scored once.
+PROTOCOL falcon feeds a finished decoder (--checkpoint) bin by bin through the interface of that benchmark.
 """
 EVALUATE_EXAMPLES = """\
 examples:
   rpnt evaluate within-session --data dataset --out evaluation --num-proc 2
   rpnt evaluate few-shot --data dataset --out few --recipe transfer --targets SESSION --amounts 8 16 100%
   rpnt evaluate ablation --data dataset --out ablation --seeds 0 1 2 3 4
+  rpnt evaluate falcon --data dataset --checkpoint decoder --held-out SESSION --out falcon
 
 An evaluation that was interrupted goes on where it stopped when the same command is given again.
 
@@ -92,6 +94,22 @@ writes:
   DIR/results.md, DIR/results.json    scores, intervals, comparisons, failed runs, command, commit, seeds
   DIR/*.png                           scores by session and by training trials, trajectories by direction
   DIR/runs/                           every decoder with its predictions
+"""
+PUSH_HELP = """\
+Push a checkpoint or a built dataset to the Hub, in one commit.
+
+Of a checkpoint: weights (safetensors only), configuration, processor, card, evaluation results, and the code
+that loads them where this package is not installed. Of a dataset: Parquet and card. A folder that holds
+anything else is refused, but for what training leaves there, which stays.
+"""
+PUSH_EXAMPLES = """\
+examples:
+  rpnt push demo_out/decoder my-lab/reach-decoder --dry-run
+  rpnt push demo_out/decoder my-lab/reach-decoder --private
+  rpnt push dataset my-lab/reaching
+
+The last line of the output is JSON: repo_id, repo_type, files, bytes, and url and commit (null in a dry run).
+A token with the right to write is needed: `hf auth login`, or HF_TOKEN.
 """
 INFO_EXAMPLES = """\
 examples:
@@ -189,7 +207,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(0 1 2)")
     evaluate.add_argument("--num-proc", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    evaluate.add_argument("--checkpoint", help="falcon: the decoder, a folder or Hub id")
+    evaluate.add_argument(
+        "--held-out", nargs="+", default=[], metavar="SESSION", help="falcon: held-out ones"
+    )
     evaluate.set_defaults(run=run_evaluate)
+
+    push = add("push", "push a checkpoint or a dataset to the Hub", PUSH_HELP, PUSH_EXAMPLES)
+    push.add_argument(
+        "folder", type=Path, metavar="CHECKPOINT_OR_DATASET", help="folder of a checkpoint or a built dataset"
+    )
+    push.add_argument("repo_id", metavar="REPO_ID", help="where to, OWNER/NAME; made where it does not exist")
+    push.add_argument("--private", action="store_true", help="make it private")
+    push.add_argument("--revision", metavar="R", help="branch to push to (default main)")
+    push.add_argument(
+        "--dry-run", action="store_true", help="list what would go and what stays; contact nobody"
+    )
+    push.set_defaults(run=run_push)
 
     info = add("info", "print versions and devices", "Print versions and devices.", INFO_EXAMPLES)
     info.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -215,6 +249,9 @@ def run_build(arguments: argparse.Namespace) -> None:
 
     Args:
         arguments (`argparse.Namespace`): `name` and `options`, the words that follow it.
+
+    Raises:
+        RPNTError: The input, or the Hub, does not fit.
     """
     builder = load_builder(arguments.name)
     parser = argparse.ArgumentParser(
@@ -223,7 +260,47 @@ def run_build(arguments: argparse.Namespace) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     builder.add_arguments(parser)
-    print(builder.build(parser.parse_args(arguments.options)))
+    sharing = parser.add_argument_group("sharing")
+    sharing.add_argument("--push-to-hub", metavar="REPO_ID", help="push the dataset there, OWNER/NAME")
+    sharing.add_argument("--private", action="store_true", help="make that repository private")
+    options = parser.parse_args(arguments.options)
+    if options.push_to_hub is None:
+        print(builder.build(options))
+        return
+    from rpnt_hf.hub import check_access
+    from rpnt_hf.push import plan_push, push
+
+    check_access(options.push_to_hub)  # before the work, not after it
+    folder = builder.build(options)
+    print(folder)
+    url, commit = push(plan_push(folder, options.push_to_hub), options.private)
+    print(f"{url} at {commit}")
+
+
+def run_push(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt push`.
+
+    Args:
+        arguments (`argparse.Namespace`): `folder`, `repo_id`, `private`, `revision` and `dry_run`.
+
+    Raises:
+        CheckpointError: The folder is no whole checkpoint, or holds something that is not to be pushed.
+        DatasetError: Likewise of a dataset.
+        HubError: The Hub cannot be reached or refuses, or there is no token.
+    """
+    from rpnt_hf.push import plan_push, push
+
+    plan = plan_push(arguments.folder, arguments.repo_id)
+    sizes = plan.sizes()
+    for name, size in sizes.items():
+        print(f"{size:>12,}  {name}")
+    for name, reason in plan.staying.items():
+        print(f"{'stays':>12}  {name} ({reason})")
+    url, commit = None, None
+    if not arguments.dry_run:
+        url, commit = push(plan, arguments.private, arguments.revision)
+    report = {"repo_id": plan.repo_id, "repo_type": plan.repo_type, "url": url, "commit": commit}
+    print(json.dumps({**report, "files": len(sizes), "bytes": sum(sizes.values())}))
 
 
 def run_decode(arguments: argparse.Namespace) -> None:
@@ -235,11 +312,13 @@ def run_decode(arguments: argparse.Namespace) -> None:
 
     Raises:
         CheckpointError: The checkpoint is missing, or is no decoder.
+        HubError: It is on the Hub, and cannot be had from there.
         RecordingError: The recording cannot be read.
         InputError: The recording does not fit the checkpoint.
     """
     from rpnt_hf.data.nwb import read_nwb
     from rpnt_hf.decoding import decode_recording, score_table
+    from rpnt_hf.hub import load_decoder
 
     began = time.perf_counter()
     recording = read_nwb(arguments.recording, repair_spikes=arguments.repair_spikes)
@@ -264,11 +343,13 @@ def run_stream(arguments: argparse.Namespace) -> None:
 
     Raises:
         CheckpointError: The checkpoint is missing, or is no decoder.
+        HubError: It is on the Hub, and cannot be had from there.
         RecordingError: The recording cannot be read.
         InputError: The recording does not fit the checkpoint.
         KeyboardInterrupt: The user stopped it; what ran has been printed.
     """
     from rpnt_hf.data.nwb import read_nwb
+    from rpnt_hf.hub import load_decoder
     from rpnt_hf.replay import plot_replay, replay_recording, shown_in_terminal
 
     began = time.perf_counter()
@@ -296,56 +377,6 @@ def run_stream(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
 
-def load_decoder(checkpoint: str) -> tuple[Any, Any]:
-    """Loads a trained decoder and its processor.
-
-    Args:
-        checkpoint (`str`): Folder, or id on the Hub.
-
-    Returns:
-        `tuple`: The `RPNTForMotorDecoding` and its `RPNTProcessor`.
-
-    Raises:
-        CheckpointError: There is no checkpoint, or it holds no decoder.
-    """
-    from transformers import AutoConfig
-
-    from rpnt_hf import AutoModelForMotorDecoding, RPNTProcessor
-    from rpnt_hf.adapters import is_adapter, load_adapter_decoder
-
-    path = Path(checkpoint)
-    if not path.is_dir() and (path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir())):
-        raise CheckpointError(
-            f"CHECKPOINT must be a folder with a saved decoder, got '{path}', which is none."
-        )
-    if is_adapter(checkpoint):
-        return load_adapter_decoder(checkpoint)
-    try:
-        architectures = AutoConfig.from_pretrained(checkpoint).architectures or []
-        if "RPNTForMotorDecoding" not in architectures:
-            raise CheckpointError(
-                "CHECKPOINT must hold a trained decoder (RPNTForMotorDecoding), got "
-                f"{', '.join(architectures) or 'no model'} in '{checkpoint}'. Train one with "
-                "training/finetune.py, which takes a pretrained model as `init`."
-            )
-        model, loading = AutoModelForMotorDecoding.from_pretrained(checkpoint, output_loading_info=True)
-        if loading["missing_keys"]:
-            raise CheckpointError(
-                f"CHECKPOINT must hold every weight of its model, got '{checkpoint}' without "
-                f"{', '.join(sorted(loading['missing_keys']))}. Save it again, or use the version of rpnt_hf "
-                "that wrote it."
-            )
-        return model, RPNTProcessor.from_pretrained(checkpoint)
-    except RPNTError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(
-            "CHECKPOINT must be a folder with a saved decoder, or the id of one on the Hub, got "
-            f"'{checkpoint}': {reason}"
-        ) from error
-
-
 def write_table(table: "pd.DataFrame", path: Path) -> None:
     """Writes a table as Parquet, or as CSV where the name says so, whole or not at all; replaces a file.
 
@@ -369,13 +400,27 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     Args:
         arguments (`argparse.Namespace`): `protocol` and the arguments of `evaluation.evaluate.evaluate`.
     """
-    from rpnt_hf.evaluation.evaluate import evaluate
+    from rpnt_hf.errors import ConfigurationError
 
     options = {name: value for name, value in vars(arguments).items() if name != "run"}
-    results = evaluate(**options)
+    of_falcon = {name: options.pop(name) for name in ("checkpoint", "held_out")}
+    if arguments.protocol == "falcon":
+        from rpnt_hf.evaluation.falcon import evaluate_falcon
+
+        if arguments.checkpoint is None:
+            raise ConfigurationError("Protocol 'falcon' must have the decoder as `--checkpoint`, got none.")
+        results = evaluate_falcon(
+            data=arguments.data, out=arguments.out, dataset_config=arguments.dataset_config, **of_falcon
+        )
+        found = results["sessions"]
+    else:
+        from rpnt_hf.evaluation.evaluate import evaluate
+
+        results = evaluate(**options)
+        names = ("session", "amount", "decoder", "r2", "r2_interval")
+        found = [{name: row[name] for name in names} for row in results["scores"]]
     print((arguments.out / "results.md").read_text())
-    names = ("session", "amount", "decoder", "r2", "r2_interval")
-    print(json.dumps([{name: row[name] for name in names} for row in results["scores"]]))
+    print(json.dumps(found))
 
 
 def run_info(arguments: argparse.Namespace) -> None:
