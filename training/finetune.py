@@ -7,6 +7,7 @@ Test rows are scored once, at the end, with the weights that were best on valida
 """
 
 import dataclasses
+import datetime
 import logging
 import math
 import sys
@@ -25,15 +26,26 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
+from rpnt_hf.cards import write_card
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.loading import label_statistics, load_rows, select_sessions, select_trials, view_rows
 from rpnt_hf.data.rows import row_behavior, scored_bins
 from rpnt_hf.data.windows import WindowCollator, WindowDataset, WindowSampler
-from rpnt_hf.decoding import decode_rows
+from rpnt_hf.decoding import decode_distributions, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, RPNTError
+from rpnt_hf.evaluation.calibration import calibration_scale
+from rpnt_hf.evaluation.report import describe_data, describe_hardware, describe_run, shared_name
+from rpnt_hf.evaluation.statistics import (
+    LEVEL,
+    ScoredTrial,
+    TrialSums,
+    r2_intervals,
+    scored_trials,
+    trial_scores,
+)
 from rpnt_hf.initialization import from_checkpoint, from_scratch
-from rpnt_hf.metrics import r2_scores
+from rpnt_hf.metrics import R2_CONVENTIONS
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
 from rpnt_hf.optimization import (
     OptimizerConfig,
@@ -270,37 +282,97 @@ def adapt(
     return add_adapters(model, options.adapters, rows), base
 
 
+def base_name(options: FinetuneOptions) -> str | None:
+    """Names the checkpoint that the run begins with, as others know it."""
+    if options.init == "scratch":
+        return None
+    return options.adapters.base_name or shared_name(options.init)
+
+
+def decode_trials(
+    accelerator: Accelerator, model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int
+) -> list[ScoredTrial]:
+    """Decodes rows, shared out over the processes, and cuts them into trials, in the order of the rows."""
+    mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
+    decoded = decode_rows(model, processor, [rows[index] for index in mine], batch_size)
+    found = [
+        (index, scored_trials([rows[index]], [values], model.config.label_lag))
+        for index, values in zip(mine, decoded, strict=True)
+    ]
+    if accelerator.num_processes > 1:
+        found = sorted(gather_object(found), key=lambda item: item[0])
+    return [trial for _, trials in found for trial in trials]
+
+
+def score_trials(trials: Sequence[ScoredTrial]) -> dict[str, Any]:
+    """Scores all bins of trials at once, in the four conventions of R2.
+
+    Returns:
+        `dict`: What `trial_scores` gives, `scored_bins` and `non_finite_bins`: those of them whose prediction
+        is not finite. Where there is one, the scores are None.
+    """
+    num_bins = sum(len(trial.targets) for trial in trials)
+    finite = sum(int(np.isfinite(trial.predictions).all(axis=1).sum()) for trial in trials)
+    scores: dict[str, float | None] = dict.fromkeys(R2_CONVENTIONS)
+    if finite < num_bins:
+        logger.warning(
+            "%d of %d scored bins have predictions that are not finite: there is no R2.",
+            num_bins - finite,
+            num_bins,
+        )
+    else:
+        scores = trial_scores(trials)
+    return {**scores, "scored_bins": num_bins, "non_finite_bins": num_bins - finite}
+
+
 def score(
     accelerator: Accelerator, model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int
 ) -> dict[str, Any]:
-    """Decodes rows, shared out over the processes, and scores all their scored bins at once.
+    """Decodes rows and scores all their scored bins at once, for validation.
 
     Returns:
-        `dict`: What `r2_scores` gives, `scored_bins` and `non_finite_bins`: those of them whose prediction is
-        not finite. Where there is one, the scores are None. The first `label_lag` bins of a row have no
+        `dict`: As `score_trials`, without the reach period. The first `label_lag` bins of a row have no
         prediction and are not scored.
     """
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
-    decoded = decode_rows(model, processor, mine, batch_size)
-    pairs = []
-    for row, predictions in zip(mine, decoded, strict=True):
-        scored = scored_bins(row)
-        scored[: model.config.label_lag] = False
-        pairs.append((row_behavior(row)[scored], predictions[scored]))
-    if accelerator.num_processes > 1:
-        pairs = gather_object(pairs)
-    targets, predictions = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-    non_finite = int((~np.isfinite(predictions)).any(axis=1).sum())
-    scores: dict[str, float | None] = {"r2": None, "r2_variance_weighted": None}
-    if non_finite:
-        logger.warning(
-            "%d of %d scored bins have predictions that are not finite: there is no R2.",
-            non_finite,
-            len(targets),
+    scores = score_trials(decode_trials(accelerator, model, processor, rows, batch_size))
+    return {name: value for name, value in scores.items() if not name.endswith("_reach")}
+
+
+def describe_test(trials: Sequence[ScoredTrial]) -> dict[str, Any]:
+    """Scores test trials with intervals over resamples of them: all together, and each session alone."""
+    groups = {"": list(trials)}
+    for trial in trials:
+        groups.setdefault(trial.session_id, []).append(trial)
+    parts = {
+        name: {
+            **score_trials(mine),
+            "trials": len(mine),
+            "reach_bins": sum(int(trial.reach.sum()) for trial in mine),
+        }
+        for name, mine in groups.items()
+    }
+    for name, part in parts.items():
+        part["intervals"] = (
+            dict.fromkeys(R2_CONVENTIONS)
+            if part["non_finite_bins"]
+            else r2_intervals(TrialSums.of(groups[name]))
         )
-    else:
-        scores = r2_scores(targets, predictions)
-    return {**scores, "scored_bins": len(targets), "non_finite_bins": non_finite}
+    return {**parts.pop(""), "interval_level": LEVEL, "sessions": parts}
+
+
+def calibrate(model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int) -> list[float]:
+    """Finds on validation rows what makes the decoded variances most likely, for each target."""
+    predictions, log_variances = decode_distributions(model, processor, rows, batch_size)
+    masks = [scored_bins(row) for row in rows]
+    for mask in masks:
+        mask[: model.config.label_lag] = False
+    targets = [row_behavior(row) for row in rows]
+    return calibration_scale(
+        *(
+            np.concatenate([values[mask] for values, mask in zip(part, masks, strict=True)])
+            for part in (targets, predictions, log_variances)
+        )
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -337,8 +409,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model, processor, new_sessions = make_model(options, splits)
     sessions = sorted({row["session_id"] for row in splits["train"]})
     freeze(model, processor, options.mode, sessions, new_sessions)
+    facts = describe_data(options.data, options.dataset_config, splits)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_unit_parameters = model.model.embeddings.unit_embedding.weight.numel()
     model, base = adapt(options, model, processor, sessions, new_sessions)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     processor.mark_fitted([*splits["train"], *splits["validation"]])
     logger.info("%d training trials of sessions %s", num_trials, ", ".join(sessions))
 
@@ -433,6 +508,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 progress.epoch, entry["loss"], rank, entry["learning_rate"], entry["bins_per_second"],
             )  # fmt: skip
         progress.history.append(entry)
+        progress.seconds += time.perf_counter() - began
         shown = {name: value for name, value in entry.items() if isinstance(value, float)}
         accelerator.log(shown, step=progress.step)
         bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items() if name != "learning_rate"})
@@ -448,18 +524,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"{progress.epoch} epochs: the run diverged. Lower `optimizer.learning_rate`."
         )
     judged.load_state_dict(progress.best_weights)
-    test = score(accelerator, judged, processor, splits["test"], options.batch_size)
+    calibration = None
+    if judged.config.predict_variance:
+        calibration = calibrate(judged, processor, splits["validation"], options.batch_size)
+    test = describe_test(decode_trials(accelerator, judged, processor, splits["test"], options.batch_size))
     results = {
+        "kind": "decoder" if base is None else "adapter",
+        "date": datetime.date.today().isoformat(),
         "validation": progress.best,
+        "variance_calibration": calibration,
         "test": test,
         "sessions": sessions,
         "training_trials": num_trials,
-        "init": options.init,
+        "init": shared_name(options.init),
+        "base_model": base_name(options),
         "mode": options.mode,
         "seed": options.seed,
         "num_processes": accelerator.num_processes,
         "parameters": num_parameters,
+        "parameters_without_units": num_parameters - num_unit_parameters,
+        "adapter_parameters": num_trained if base else None,
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
+        "data": facts,
+        "training": {
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "epochs": progress.epoch,
+            **describe_hardware(accelerator),
+        },
+        "run": describe_run(["training/finetune.py", *(sys.argv[1:] if argv is None else argv)]),
     }
     if accelerator.is_main_process:
         if base is None:
@@ -469,6 +562,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         processor.save_pretrained(folder.path)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)
+        write_card(folder.path)
     accelerator.wait_for_everyone()
     logger.info("test R2 %s, validation R2 %s", test["r2"], progress.best["r2"])
     accelerator.end_training()

@@ -8,6 +8,7 @@ processor: no label was seen.
 """
 
 import dataclasses
+import datetime
 import logging
 import math
 import sys
@@ -25,10 +26,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from rpnt_hf.cards import write_card
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.data.loading import load_rows, select_sessions, unit_means, view_rows
 from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.errors import CheckpointError, RPNTError
+from rpnt_hf.evaluation.report import describe_data, describe_hardware, describe_run, shared_name
+from rpnt_hf.evaluation.statistics import LEVEL, bits_per_spike_interval
 from rpnt_hf.initialization import from_checkpoint, from_scratch
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
 from rpnt_hf.optimization import (
@@ -104,7 +108,7 @@ class PretrainOptions:
 
 
 def likelihood_sums(log_rates: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Sums log-likelihoods of model and null, spikes and entries over the hidden counts of a batch.
+    """Sums log-likelihoods of model and null, spikes and entries over the hidden counts of each window.
 
     Args:
         log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log of the expected count per
@@ -112,36 +116,40 @@ def likelihood_sums(log_rates: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         batch (`Mapping[str, torch.Tensor]`): Model input with `mean_counts`, the null model.
 
     Returns:
-        `torch.DoubleTensor` of shape `(4,)`: Nats (without `log(y!)`), nats, spikes, entries.
+        `torch.DoubleTensor` of shape `(batch, 4)`: Nats (without `log(y!)`), nats, spikes, entries.
     """
     hidden = batch["masked_bins"][..., None] | batch["masked_units"][..., None, :]
     hidden &= batch["bin_mask"][..., None] & batch["unit_mask"][..., None, :]
     # A unit that is silent in training would make one spike infinitely unlikely: it is left out.
     null = batch["mean_counts"][..., None, :].expand_as(log_rates)
     hidden &= null > 0
-    counts = batch["spike_counts"][hidden].double()
-    rates = log_rates[hidden].double()
-    null_rates = null[hidden].double().log()
-    likelihoods = [(counts * rate - rate.exp()).sum() for rate in (rates, null_rates)]
-    return torch.stack([*likelihoods, counts.sum(), hidden.sum().double()])
+    counts = batch["spike_counts"].double()
+    terms = [counts * rate - rate.exp() for rate in (log_rates.double(), null.double().log())]
+    return torch.stack(
+        [
+            term.masked_fill(~hidden, 0).flatten(1).sum(1)
+            for term in (*terms, counts, torch.ones_like(counts))
+        ],
+        dim=1,
+    )
 
 
 @torch.no_grad()
-def validate(
+def window_likelihoods(
     accelerator: Accelerator,
     model: nn.Module,
     batches: Sequence[Sequence[Any]],
     windows: WindowDataset,
     collator: WindowCollator,
-) -> dict[str, float]:
-    """Scores a model on fixed windows under fixed masks, shared out over the processes.
+) -> Tensor:
+    """Runs a model over fixed windows under fixed masks, shared out over the processes.
 
     Returns:
-        `dict`: `poisson_loss` (nats per hidden entry), `bits_per_spike` over the null model and the number of
-        `hidden_entries`. The site-contrastive term is left out: it needs windows in pairs.
+        `torch.DoubleTensor` of shape `(windows, 4)`: `likelihood_sums` of the windows of all batches.
     """
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)
+    starts = np.cumsum([0, *map(len, batches)]).tolist()
+    sums = torch.zeros(starts[-1], 4, dtype=torch.float64)
     for first in range(0, len(batches), accelerator.num_processes):
         # Losses gather over processes, so all take part in each round; a surplus batch does not count.
         index = first + accelerator.process_index
@@ -152,9 +160,20 @@ def validate(
         inputs = {name: value for name, value in batch.items() if name not in ("mean_counts", "labels")}
         outputs = model(**inputs)
         if index < len(batches):
-            sums += likelihood_sums(outputs.log_rates.float(), batch).cpu()
+            sums[starts[index] : starts[index + 1]] = likelihood_sums(outputs.log_rates.float(), batch).cpu()
     own = sums.to(accelerator.device, torch.float32 if accelerator.device.type == "mps" else torch.float64)
-    model_nats, null_nats, spikes, entries = accelerator.reduce(own, "sum").tolist()
+    return accelerator.reduce(own, "sum").cpu()
+
+
+def validate(accelerator: Accelerator, model: nn.Module, *fixed: Any) -> dict[str, float]:
+    """Scores a model on what `window_likelihoods` takes.
+
+    Returns:
+        `dict`: `poisson_loss` (nats per hidden entry), `bits_per_spike` over the null model and the number of
+        `hidden_entries`. The site-contrastive term is left out: it needs windows in pairs.
+    """
+    sums = window_likelihoods(accelerator, model, *fixed).sum(dim=0)
+    model_nats, null_nats, spikes, entries = sums.tolist()
     return {
         "poisson_loss": -model_nats / max(entries, 1.0),
         "bits_per_spike": (model_nats - null_nats) / (max(spikes, 1.0) * math.log(2)),
@@ -199,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         [row for row in found if row["session_id"] not in excluded] for found in (train, held_out)
     )
     check_sessions(train, held_out, "Name them in `exclude_sessions`")
+    facts = describe_data(options.data, options.dataset_config, {"train": train, "validation": held_out})
     mean_counts = unit_means(train)
     if options.init == "scratch":
         model, processor = from_scratch(
@@ -258,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         accelerator.init_trackers("tensorboard")
 
     bar = tqdm(total=num_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
-    began, bins = time.perf_counter(), 0
+    began, bins, clock = time.perf_counter(), 0, time.perf_counter()
     while progress.epoch < options.epochs:
         sampler.set_epoch(progress.epoch)
         sampler.start_at(progress.batch * accelerator.num_processes)
@@ -309,6 +329,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 progress.losses = []
                 began, bins = time.perf_counter(), 0
             if is_last or progress.step % options.checkpoint_every == 0:
+                progress.seconds, clock = progress.seconds + time.perf_counter() - clock, time.perf_counter()
                 folder.save_checkpoint(accelerator, progress.step)
                 if accelerator.is_main_process:
                     folder.write_json("history.json", progress.history)
@@ -321,20 +342,41 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "Lower `optimizer.learning_rate`."
         )
     judged.load_state_dict(progress.best_weights)
+    likelihoods = window_likelihoods(accelerator, judged, *judge)[:, :3].numpy()
+    window_sessions = [held_out[window.row]["session_id"] for batch in fixed for window in batch]
+    num_parameters = sum(parameter.numel() for parameter in judged.parameters())
     results = {
-        "validation": progress.best,
+        "kind": "pretrained",
+        "date": datetime.date.today().isoformat(),
+        "validation": {
+            **progress.best,
+            "interval": bits_per_spike_interval(likelihoods, window_sessions),
+            "interval_level": LEVEL,
+            "windows": len(window_sessions),
+        },
         "sessions": sorted({row["session_id"] for row in train}),
-        "init": options.init,
+        "init": shared_name(options.init),
+        "base_model": None if options.init == "scratch" else shared_name(options.init),
         "seed": options.seed,
         "num_processes": accelerator.num_processes,
-        "parameters": sum(parameter.numel() for parameter in judged.parameters()),
+        "parameters": num_parameters,
+        "parameters_without_units": num_parameters - judged.model.embeddings.unit_embedding.weight.numel(),
         "bins_per_second": float(np.median([entry["bins_per_second"] for entry in progress.history])),
+        "data": facts,
+        "training": {
+            "seconds": progress.seconds,
+            "steps": progress.step,
+            "epochs": progress.epoch,
+            **describe_hardware(accelerator),
+        },
+        "run": describe_run(["training/pretrain.py", *(sys.argv[1:] if argv is None else argv)]),
     }
     if accelerator.is_main_process:
         judged.save_pretrained(folder.path)
         processor.save_pretrained(folder.path)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)
+        write_card(folder.path)
     accelerator.wait_for_everyone()
     logger.info("best validation: %.4f bits per spike", progress.best["bits_per_spike"])
     accelerator.end_training()

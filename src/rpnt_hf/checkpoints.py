@@ -10,9 +10,11 @@ import math
 import re
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import load as load_plain_values
 
 from .errors import CheckpointError
 
@@ -30,7 +32,7 @@ class TrainingProgress:
     Args:
         None. Attributes: `epoch` and `batch` (the next one to run), `step` (optimiser steps done), `best`
         (metrics of the best validation, with its step), `best_weights` (the weights then), `history` (one
-        dictionary per entry).
+        dictionary per entry), `seconds` (time spent so far, validations included).
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class TrainingProgress:
         self.best_weights: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []
+        self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Gives everything as a dictionary, for Accelerate."""
@@ -150,11 +153,33 @@ class RunFolder:
 
         Returns:
             `Path` or `None`: The checkpoint, or None where there is none.
+
+        Raises:
+            CheckpointError: A file of it is broken, or would run code.
         """
         found = self.finished_checkpoints()
         for leftover in self.checkpoints.glob(f"{UNFINISHED}*"):
             logger.warning("An unfinished checkpoint is ignored: %s.", leftover.name)
         if not found:
             return None
+        _check_plain_values(found[-1])
         accelerator.load_state(str(found[-1]))
         return found[-1]
+
+
+def _check_plain_values(checkpoint: Path) -> None:
+    """Reads every file that is no safetensors with a loader that knows tensors and plain values only.
+
+    Accelerate reads the states registered with it with one that runs what a file tells it to.
+    """
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_dir() or path.suffix in (".safetensors", ".json"):
+            continue
+        try:
+            load_plain_values(path, map_location="cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"A checkpoint must hold tensors and plain values only, but `{path.name}` in '{checkpoint}' "
+                "is broken, or holds code, which is not run. Resume only runs of your own; to go on from the "
+                f"checkpoint before, remove this one. ({str(error).splitlines()[0]})"
+            ) from error

@@ -1,7 +1,7 @@
 """Finds the scripts that travel with the package, and imports them by path.
 
-`training/` and `dataset_builders/` lie at the root of a checkout, and inside the installed wheel. Not for
-user code.
+`training/`, `dataset_builders/` and `model_cards/` lie at the root of a checkout, and inside the installed
+wheel. Not for user code.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rpnt_hf.errors import ConfigurationError, closest_names
 
-SCRIPT_FOLDERS = ("training", "dataset_builders")
+SCRIPT_FOLDERS = ("training", "dataset_builders", "model_cards")
 
 
 def find_script(name: str) -> Path:

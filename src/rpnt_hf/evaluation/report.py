@@ -1,6 +1,7 @@
 """Reports of runs: `report.json` for programs, `report.md` for people, with what is needed to run it again.
 
-Not for pictures: those are made by `rpnt_hf.analysis.plots` and only named here.
+Also the facts that a model card states: data, hardware, command. They travel, so no folder of this machine is
+in them. Not for pictures: those are made by `rpnt_hf.analysis.plots` and only named here.
 """
 
 import importlib.metadata
@@ -8,19 +9,27 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import huggingface_hub
 import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from rpnt_hf.data.card import BUILD_FILE
+from rpnt_hf.data.rows import scored_bins
 from rpnt_hf.errors import InputError
 
-__all__ = ["describe_run", "write_report"]
+__all__ = ["describe_data", "describe_hardware", "describe_run", "shared_name", "write_report"]
 
 PACKAGES = ("rpnt_hf", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn", "pynwb")
 
@@ -59,14 +68,17 @@ def write_report(results: Mapping[str, Any], output_dir: str | Path, name: str =
     return report
 
 
-def describe_run() -> dict[str, Any]:
+def describe_run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Says how this process was started and with what.
 
+    Args:
+        argv (`Sequence[str]`, *optional*): Program and arguments; those of the process where absent.
+
     Returns:
-        `dict[str, Any]`: `command` (without the folder of the program), `commit` (with "+" where files differ
-        from it; None outside a git checkout of the package), `python` and `versions`.
+        `dict[str, Any]`: `command` (of absolute paths only the last part), `commit` (with "+" where files
+        differ from it; None outside a git checkout of the package), `python` and `versions`.
     """
-    program = Path(sys.argv[0]).name
+    argv = list(sys.argv if argv is None else argv)
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -74,11 +86,156 @@ def describe_run() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": shlex.join(_without_folders(argument) for argument in argv),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def shared_name(place: str | Path) -> str:
+    """Names a checkpoint or dataset without saying where it lies on this machine.
+
+    Args:
+        place (`str` or `Path`): Folder, or id on the Hub.
+
+    Returns:
+        `str`: Name of the folder, or the id as it is.
+
+    Example:
+        ```python
+        >>> shared_name("/anywhere/pretrained"), shared_name("org/rpnt-neuropixel")
+        ('pretrained', 'org/rpnt-neuropixel')
+
+        ```
+    """
+    path = Path(place)
+    return path.resolve().name if path.is_dir() or path.is_absolute() else str(place)
+
+
+def describe_hardware(accelerator: Accelerator) -> dict[str, Any]:
+    """Says what a run computes on.
+
+    Args:
+        accelerator (`Accelerator`): The one of the run.
+
+    Returns:
+        `dict[str, Any]`: `device` (name of the accelerator or processor), `device_type`, `num_processes`,
+        `threads` (of each process, on the CPU) and `mixed_precision`.
+    """
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return {
+        "device": name,
+        "device_type": device.type,
+        "num_processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def describe_data(
+    data: str, dataset_config: str | None, splits: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Collects what a model card says about the rows of a run and the dataset that they come from.
+
+    Args:
+        data (`str`): Folder that `rpnt build` wrote, or a dataset on the Hub.
+        dataset_config (`str`, *optional*): Part of the corpus.
+        splits (`Mapping[str, Sequence[Mapping]]`): Rows that the run uses, by split.
+
+    Returns:
+        `dict[str, Any]`: Plain values. What only the dataset's card or `rpnt_build.json` can say is None
+        where these are missing: `corpus`, `title`, `license`, `fingerprint`, `split_options`; unknown
+        subjects, tasks and dates are None too.
+    """
+    build_file, card = _dataset_file(data, BUILD_FILE), _dataset_file(data, "README.md")
+    build = json.loads(build_file.read_text(encoding="utf-8")) if build_file else {}
+    head = _yaml_head(card.read_text(encoding="utf-8")) if card else {}
+    parts = [
+        part
+        for part in head.get("configs", [])
+        if (part.get("config_name") == dataset_config if dataset_config else part.get("default"))
+    ] or head.get("configs", [])
+    part = parts[0] if len(parts) == 1 else {}
+    described = re.search(r"content ([0-9a-f]+)", part.get("description") or "")
+    on_hub = not Path(data).is_dir()
+    sessions: dict[str, dict[str, Any]] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            session = sessions.setdefault(
+                row["session_id"],
+                {
+                    "session_id": row["session_id"],
+                    "subject_id": row["subject_id"],
+                    "task": row["task"],
+                    "recording_date": str(row["recording_date"]) if row["recording_date"] else None,
+                    "site_ids": list(row["site_ids"]),
+                    "num_units": len(row["unit_ids"]),
+                    "trials": dict.fromkeys(splits, 0),
+                    "bins": dict.fromkeys(splits, 0),
+                    "scored_bins": dict.fromkeys(splits, 0),
+                },
+            )
+            session["trials"][split] += len(row["trials"] or [])
+            session["bins"][split] += row["num_bins"] - row["num_context_bins"]
+            session["scored_bins"][split] += int(scored_bins(row).sum())
+    facts = list(sessions.values())
+    first = next(row for rows in splits.values() for row in rows)
+    return {
+        "name": shared_name(data),
+        "on_hub": on_hub,
+        "revision": card.parent.name if card and on_hub else None,  # the cache names snapshots by commit
+        "config": dataset_config or part.get("config_name"),
+        "corpus": build.get("corpus"),
+        "title": head.get("pretty_name"),
+        "license": head.get("license"),
+        "tags": head.get("tags") or [],
+        "fingerprint": described.group(1) if described else None,
+        "split_options": build.get("options"),
+        "bin_size": first["bin_size"],
+        "behavior_names": list(first["behavior_names"] or []),
+        "behavior_units": list(first["behavior_units"] or []),
+        "subjects": sorted({fact["subject_id"] for fact in facts if fact["subject_id"] is not None}),
+        "sessions": facts,
+    }
+
+
+def _dataset_file(data: str, name: str) -> Path | None:
+    """Finds a small file of a dataset; None where it has none, or none is at hand offline."""
+    path = Path(data) / name
+    if not Path(data).is_dir():
+        try:
+            path = Path(huggingface_hub.hf_hub_download(data, name, repo_type="dataset"))
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            return None
+    return path if path.is_file() else None
+
+
+def _yaml_head(text: str) -> dict[str, Any]:
+    """Reads the YAML head of a card."""
+    found = re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)
+    return yaml.safe_load(found.group(1)) or {} if found else {}
+
+
+def _processor_name() -> str:
+    """Names the processor as the system does."""
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        found = re.search(r"model name\s*:\s*(.+)", described.read_text(encoding="utf-8"))
+        if found:
+            return " ".join(found.group(1).split())
+    return platform.processor() or platform.machine()
+
+
+def _without_folders(argument: str) -> str:
+    """Leaves of each absolute path in an argument only its last part."""
+    name, sign, value = argument.partition("=")
+    if PurePath(argument).is_absolute():
+        return PurePath(argument).name
+    if sign and PurePath(value).is_absolute():
+        return f"{name}={PurePath(value).name}"
+    return re.sub(r"(?<![\w.~/:-])/(?:[^\s\"',\[\]/]+/)*(?=[^\s\"',\[\]/])", "", argument)
 
 
 def _commit() -> str | None:
