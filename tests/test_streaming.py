@@ -56,9 +56,7 @@ def test_a_long_stream_stays_equal_and_needs_no_more_memory():
     decoder = StreamingDecoder(model, sites=SITES)
 
     def state_size():
-        return sum(
-            tensor.untyped_storage().nbytes() for layer in decoder._layers for tensor in layer.values()
-        )
+        return sum(tensor.untyped_storage().nbytes() for tensor in decoder.state)
 
     expected = model(counts).predictions[0]
     sizes, worst = set(), 0.0

@@ -1,24 +1,86 @@
 """Decodes bin by bin inside a closed loop: counts of one bin in, behaviour out, state in between.
 
-Equal to the forward pass over the whole stream. Not for files: that is `decoding.py`.
+Equal to the forward pass over the whole stream. Here are the stream and its rings; the arithmetic of one bin
+is in `streaming_step.py`, and its ONNX form in `streaming_onnx.py`. Not for files: that is `decoding.py`.
 
-Legend: `B` parallel streams, `S` sites, `N` units, `H` heads, `d` head size, `A` anchors, `W` bins in the
-window.
+Legend: `B` parallel streams, `S` sites, `N` units, `P` rotation pairs, `W` bins in the window, `K` targets.
 """
 
 import logging
 import math
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .attention_rpnt import RPNTTemporalAttention, fuse_queries, rotate
-from .errors import CheckpointError, ConfigurationError, InputError
+from . import streaming_onnx
+from .errors import CheckpointError, ConfigurationError, InputError, closest_names
 from .modeling_rpnt import RPNTForMotorDecoding
 from .processing_rpnt import RPNTProcessor
+from .streaming_step import StepState, StreamingStep, push_rows
 
 logger = logging.getLogger(__name__)
+
+BACKENDS = ("torch", "onnx")
+
+
+class Backend(Protocol):
+    """Runs the step on a state that it shares with the decoder, and writes the new rows into it."""
+
+    def run(
+        self,
+        spike_counts: NDArray[Any],
+        rotation: tuple[NDArray[np.float32], NDArray[np.float32]],
+        recorded: NDArray[np.bool_] | None,
+        positions: Tensor | None,
+        slot: int,
+    ) -> Tensor:
+        """Decodes one bin, `(B, S, N)` -> `(B, K)`, and moves the state on."""
+        ...
+
+
+class TorchBackend:
+    """Runs the step in torch, on the device and in the type of the model.
+
+    Args:
+        step ([`StreamingStep`]): Prepared weights.
+        state ([`StepState`]): State that is changed in place.
+    """
+
+    def __init__(self, step: StreamingStep, state: StepState) -> None:
+        self.step, self.state = step, state
+        self.no_positions = torch.zeros((), device=step.device)
+        self.all_sites = torch.zeros(1, step.num_sites, dtype=step.wide, device=step.device)
+
+    def run(
+        self,
+        spike_counts: NDArray[Any],
+        rotation: tuple[NDArray[np.float32], NDArray[np.float32]],
+        recorded: NDArray[np.bool_] | None,
+        positions: Tensor | None,
+        slot: int,
+    ) -> Tensor:
+        """Decodes one bin, `(B, S, N)` -> `(B, K)`, and moves the state on."""
+        step = self.step
+        cos, sin = (torch.from_numpy(table).to(step.device) for table in rotation)
+        mask, site_bias = None, self.all_sites
+        if recorded is not None:
+            mask = torch.from_numpy(recorded).to(step.device)
+            site_bias = self.all_sites.expand(mask.shape).masked_fill(~mask, step.blocked)
+        predictions, rows = step(
+            torch.from_numpy(spike_counts).to(step.device),
+            cos,
+            sin,
+            site_bias.expand(len(spike_counts), -1),
+            self.no_positions if positions is None else positions,
+            self.state,
+        )
+        push_rows(self.state, rows, slot, None if mask is None else mask.flatten(), step.blocked)
+        if mask is not None:
+            predictions = torch.where(mask.any(dim=1, keepdim=True), predictions, step.absent)
+        return predictions
 
 
 class StreamingDecoder:
@@ -26,7 +88,7 @@ class StreamingDecoder:
 
     Rings hold what the attention window still needs: fused keys, values and context terms of its bins, in any
     order, since positions are in the keys. The context is summed afresh at every bin, because running
-    differences drift.
+    differences drift. Weights are copied when the decoder is made: after the model has changed, make another.
 
     Args:
         model ([`RPNTForMotorDecoding`]):
@@ -42,9 +104,17 @@ class StreamingDecoder:
             Sites, where there is no processor.
         max_bins (`int`, *optional*):
             Longest stream, for a model without `attention_window`, whose memory it sets.
+        backend (`str`, *optional*):
+            "onnx" runs each bin in ONNX Runtime: a model on the CPU in fp32, and the extra
+            `rpnt_hf[onnx]`. "torch" runs any model anywhere. None takes "onnx", which is faster, where it
+            can be.
+        num_threads (`int`, *optional*, defaults to 1):
+            Threads of ONNX Runtime, 1 or more; torch has its own setting (`torch.set_num_threads`).
 
     Raises:
-        ConfigurationError: The model has learned positions, or neither a window nor `max_bins`.
+        ConfigurationError: The model has learned positions, or neither a window nor `max_bins`, or layers
+            that are not plain (adapters that are not merged); or the backend is unknown or cannot run this
+            model here.
         InputError: The session is unknown.
 
     Example:
@@ -65,6 +135,8 @@ class StreamingDecoder:
         batch_size: int = 1,
         sites: int = 1,
         max_bins: int | None = None,
+        backend: str | None = None,
+        num_threads: int = 1,
     ) -> None:
         config = model.config
         if config.position_encoding == "learned":
@@ -78,8 +150,9 @@ class StreamingDecoder:
                 "neither: its memory would grow without end. Train with a window, or state the longest "
                 "stream."
             )
-        if batch_size < 1:
-            raise ConfigurationError(f"`batch_size` must be at least 1 stream, got {batch_size}.")
+        for name, value in (("batch_size", batch_size), ("sites", sites), ("num_threads", num_threads)):
+            if value < 1:
+                raise ConfigurationError(f"`{name}` must be at least 1, got {value}.")
         self.model = model.eval()
         self.batch_size = batch_size
         self.max_bins = max_bins if config.attention_window is None else None
@@ -92,134 +165,164 @@ class StreamingDecoder:
                 config.attention_window, trained,
             )  # fmt: skip
         self._take_session(processor, session_id, sites)
+        self._lay_out_rotation()
+        self.backend = self._choose_backend(backend)
+        self.state = self.prepared.empty_state(batch_size)
+        self._backend: Backend
+        if self.backend == "onnx":
+            self._backend = streaming_onnx.OnnxBackend(self.prepared, self.state, num_threads)
+        else:
+            self._backend = TorchBackend(self.prepared, self.state)
         self.reset()
 
     def _take_session(self, processor: RPNTProcessor | None, session_id: str | None, sites: int) -> None:
-        """Lays out the units of the session once; each step only gathers."""
-        device = self.model.device
+        """Lays out the units of the session and prepares the weights once; each step only gathers."""
+        device, metadata = self.model.device, None
         if processor is None:
             units = self.model.config.num_units
             units = units // sites if self.model.config.unit_embedding == "vocabulary" else units
-            counts = torch.zeros(1, sites, 1, units, device=device)
-            self.unit_ids = self.model.model.default_unit_ids(counts)
-            self.unit_mask = torch.ones_like(self.unit_ids, dtype=torch.bool)
-            self.unit_index = torch.arange(sites * units, device=device).view(sites, units)
-            self.metadata = None
+            unit_ids = self.model.model.default_unit_ids(torch.zeros(1, sites, 1, units, device=device))[0]
+            unit_mask = torch.ones_like(unit_ids, dtype=torch.bool)
+            self.unit_index = np.arange(sites * units).reshape(sites, units)
             self.num_flat_units = sites * units
         else:
-            index, unit_ids, unit_mask, metadata = processor.session_inputs(session_id)
-            self.unit_index = torch.from_numpy(index).to(device)
-            self.unit_ids = torch.from_numpy(unit_ids)[None].to(device)
-            self.unit_mask = torch.from_numpy(unit_mask)[None].to(device)
-            self.metadata = torch.from_numpy(metadata)[None].to(device)
+            index, *arrays = processor.session_inputs(session_id)
+            self.unit_index = index
+            unit_ids, unit_mask, metadata = (torch.from_numpy(array).to(device) for array in arrays)
             self.num_flat_units = len(processor.sessions[session_id or ""])
-        self.num_sites = self.unit_index.shape[0]
+        self.num_sites = len(self.unit_index)
+        self.prepared = StreamingStep(self.model, unit_ids, unit_mask, metadata, self.window)
+        laid_out, flat = self.unit_index.shape, (self.num_flat_units,)
+        several: list[tuple[int, ...]] = [(self.batch_size, *flat), (self.batch_size, *laid_out)]
+        self._shapes = several if self.batch_size > 1 else [laid_out, flat, several[1]]
+
+    def _choose_backend(self, backend: str | None) -> str:
+        if backend not in (None, *BACKENDS):
+            raise ConfigurationError(
+                f"`backend` must be one of {', '.join(BACKENDS)} or None, got "
+                f"'{backend}'.{closest_names(str(backend), BACKENDS)}"
+            )
+        if backend == "torch":
+            return backend
+        obstacle = streaming_onnx.find_obstacle(self.prepared)
+        if backend == "onnx" and obstacle is not None:
+            raise ConfigurationError(
+                f"`backend`='onnx' must have what it needs, but {obstacle}. Or take `backend`='torch'."
+            )
+        return "torch" if obstacle is not None else "onnx"
+
+    def _lay_out_rotation(self) -> None:
+        """Makes the tables of the rotation: those of metadata stay, the pairs of time turn at every bin."""
+        config = self.model.config
+        pairs = 0
+        self._time_pairs, self._frequencies = slice(0, 0), np.zeros(0)
+        for axis in config.mrope_axes:
+            if axis.name == "time" and config.position_encoding in ("mrope", "rope"):
+                self._time_pairs = slice(pairs, pairs + axis.num_pairs)
+                exponents = np.arange(axis.num_pairs) / max(axis.num_pairs, 1)
+                self._frequencies = axis.scale * axis.theta**-exponents
+            pairs += axis.num_pairs
+        self._rotation = (
+            self.prepared.cos.cpu().numpy().astype(np.float32).copy(),
+            self.prepared.sin.cpu().numpy().astype(np.float32).copy(),
+        )
+
+    def _turn_time(self) -> None:
+        # float64 modulo a circle: time grows without bound, and an fp32 angle is off by 5e-3 after 2.5 h.
+        angles = np.remainder(self._bin * self._frequencies, 2 * math.pi)
+        cos, sin = self._rotation
+        cos[:, self._time_pairs] = np.cos(angles)
+        sin[:, self._time_pairs] = np.sin(angles)
 
     def reset(self) -> None:
         """Forgets the stream: the next bin is the first."""
-        config = self.model.config
-        weight = self.model.decoder.weight
-        query_taps, key_taps = config.context_attention.taps
-        lead = (self.batch_size, self.num_sites)
-        heads = (*lead, config.num_attention_heads)
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-
         self._bin = 0
-        self._recorded = torch.zeros(*lead, self.window, dtype=torch.bool, device=weight.device)
-        self._age = torch.zeros(*lead, 1, dtype=torch.long, device=weight.device)
-        self._tokens = zeros(*lead, config.stem_kernel - 1, config.hidden_size)
-        self._layers = []
-        for layer in self.model.model.temporal_layers:
-            state = {
-                "queries": zeros(*heads, query_taps - 1, config.head_size),
-                "recent_keys": zeros(*heads, key_taps - 1, config.head_size),
-                "keys": zeros(*heads, config.num_anchors + self.window, key_taps * config.head_size),
-                "values": zeros(*heads, config.num_anchors + self.window, config.head_size),
-            }
-            if config.num_anchors:
-                channels = self.model.model.rotary.anchor_channels(layer.attention.zero_axes, weight.device)
-                anchor_keys, anchor_values = layer.attention.anchors(channels, weight)
-                state["keys"][:, :, :, : config.num_anchors] = anchor_keys.detach().repeat(1, 1, key_taps)
-                state["values"][:, :, :, : config.num_anchors] = anchor_values.detach()
-            if config.context_attention.enabled:
-                size = config.context_attention.context_size + 1
-                state["context"] = zeros(*lead, self.window, size).float()  # sums stay fp32
-            self._layers.append(state)
+        self._age = torch.zeros(self.batch_size, self.num_sites, dtype=torch.long)
+        for tensor, empty in zip(self.state, self.prepared.empty_state(self.batch_size), strict=True):
+            tensor.copy_(empty)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies the state, for another process or for going back.
 
         Returns:
-            `dict[str, Any]`: Tensors and numbers; `torch.save` and `load_state_dict` take it.
+            `dict[str, Any]`: The number of bins so far and tensors on the CPU; `torch.save`, `pickle` and
+            `load_state_dict` take it, whatever the backend.
         """
-        return {
-            "bin": self._bin,
-            "recorded": self._recorded.clone(),
-            "age": self._age.clone(),
-            "tokens": self._tokens.clone(),
-            "layers": [{name: tensor.clone() for name, tensor in state.items()} for state in self._layers],
-        }
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.state._asdict().items()}
+        return {"bin": self._bin, "age": self._age.clone(), **tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state.
 
         Args:
             state (`dict[str, Any]`): From `state_dict` of a decoder with the same model, session and batch
-                size.
+                size, of either backend.
 
         Raises:
             CheckpointError: The state belongs to another model, session or batch size.
         """
-        own = self.state_dict()
-        shapes = [
-            {name: tuple(tensor.shape) for name, tensor in layer.items()}
-            | {"recorded": tuple(which["recorded"].shape)}
-            for which in (own, state)
-            for layer in which["layers"]
-        ]
-        half = len(own["layers"])
-        if len(shapes) != 2 * half or shapes[:half] != shapes[half:]:
+        own = {"age": self._age, **self.state._asdict()}
+        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        arrived = {name: tuple(value.shape) for name, value in state.items() if name != "bin"}
+        if expected != arrived or "bin" not in state:
+            differing = [name for name in expected if expected[name] != arrived.get(name)] or ["bin"]
+            name = differing[0]
             raise CheckpointError(
                 "The state must come from a decoder with the same model, session and batch size, whose "
-                f"first layer holds {shapes[0]}, got {shapes[-1]}. Make the decoder in the same way."
+                f"`{name}` has shape {expected.get(name, ())}, got {arrived.get(name, 'none')}. Make the "
+                "decoder in the same way."
             )
         self._bin = int(state["bin"])
-        self._recorded = state["recorded"].to(self._recorded).clone()
-        self._age = state["age"].to(self._age).clone()
-        self._tokens = state["tokens"].to(self._tokens).clone()
-        self._layers = [
-            {name: state_layer[name].to(tensor).clone() for name, tensor in layer.items()}
-            for layer, state_layer in zip(self._layers, state["layers"], strict=True)
-        ]
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
-    def _checked(self, counts: Any) -> Tensor:
-        """Counts as (B, S, 1, N), or an error that leaves the state as it was."""
-        counts = torch.as_tensor(counts, device=self.model.device)
-        flat = (self.num_flat_units,)
-        laid_out = tuple(self.unit_index.shape)
-        allowed = [laid_out] if self.batch_size == 1 else []
-        allowed += [flat] if self.batch_size == 1 else [(self.batch_size, *flat)]
-        allowed += [(self.batch_size, *laid_out)]
-        if tuple(counts.shape) not in allowed:
+    def _checked(self, counts: Any) -> NDArray[Any]:
+        """Counts as (B, S, N), or an error that leaves the state as it was."""
+        if isinstance(counts, Tensor):
+            counts = counts.detach().cpu()
+            counts = (counts.float() if counts.dtype == torch.bfloat16 else counts).numpy()
+        counts = np.asarray(counts)
+        if counts.shape not in self._shapes:
             raise InputError(
-                f"`counts` of one bin must have shape {' or '.join(map(str, allowed))}, got "
-                f"{tuple(counts.shape)} at bin {self._bin}. The stream goes on where it was."
+                f"`counts` of one bin must have shape {' or '.join(map(str, self._shapes))}, got "
+                f"{counts.shape} at bin {self._bin}. The stream goes on where it was."
             )
-        if counts.is_floating_point() and not bool(torch.isfinite(counts).all()):
+        if counts.dtype.kind not in "buif":
             raise InputError(
-                f"`counts` must be finite, got NaN or infinity at bin {self._bin}. The stream goes on where "
-                "it was; for a site that failed pass `site_mask`."
+                f"`counts` must be numbers, got {counts.dtype} at bin {self._bin}. The stream goes on where "
+                "it was."
             )
-        if bool((counts < 0).any()):
+        # NaN fails the first comparison and infinity the second, so a good bin costs one pass.
+        if not 0 <= counts.min() <= counts.max() < math.inf:
+            if counts.dtype.kind == "f" and not np.isfinite(counts).all():
+                raise InputError(
+                    f"`counts` must be finite, got NaN or infinity at bin {self._bin}. The stream goes on "
+                    "where it was; for a site that failed pass `site_mask`."
+                )
             raise InputError(
-                f"`counts` must be 0 or more, got {counts.min().item()} at bin {self._bin}. The stream goes "
-                "on where it was."
+                f"`counts` must be 0 or more, got {counts.min()} at bin {self._bin}. The stream goes on "
+                "where it was."
             )
-        if counts.shape[-1] == self.num_flat_units and tuple(counts.shape[-2:]) != laid_out:
+        if counts.shape[-1] == self.num_flat_units and counts.shape[-2:] != self.unit_index.shape:
             counts = counts[..., self.unit_index]
-        return counts.reshape(self.batch_size, self.num_sites, 1, -1)
+        dtype = np.float64 if self.prepared.dtype == torch.float64 else np.float32
+        return np.ascontiguousarray(counts, dtype=dtype).reshape(self.batch_size, *self.unit_index.shape)
+
+    def _checked_sites(self, site_mask: Any) -> NDArray[np.bool_] | None:
+        """Sites as (B, S), None where all were recorded, or an error."""
+        if site_mask is None:
+            return None
+        if isinstance(site_mask, Tensor):
+            site_mask = site_mask.detach().cpu().numpy()
+        recorded = np.asarray(site_mask, dtype=bool)
+        if recorded.shape not in ((self.num_sites,), (self.batch_size, self.num_sites)):
+            raise InputError(
+                f"`site_mask` must have shape {(self.num_sites,)} or {(self.batch_size, self.num_sites)}, "
+                f"got {recorded.shape} at bin {self._bin}. The stream goes on where it was."
+            )
+        if recorded.all():
+            return None
+        return np.ascontiguousarray(np.broadcast_to(recorded, (self.batch_size, self.num_sites)))
 
     @torch.inference_mode()
     def step(self, counts: Any, site_mask: Any = None) -> Tensor:
@@ -236,82 +339,26 @@ class StreamingDecoder:
             `config.target_units`, `label_lag` bins ahead.
 
         Raises:
-            InputError: Counts of the wrong shape, negative or not finite, or a stream longer than `max_bins`.
-            The
-                state is as before.
+            InputError: Counts or sites of the wrong shape, counts negative or not finite, or a stream longer
+                than `max_bins`. The state is as before.
         """
-        counts_BS1N = self._checked(counts)
+        spike_counts = self._checked(counts)
+        recorded = self._checked_sites(site_mask)
         if self.max_bins is not None and self._bin >= self.max_bins:
             raise InputError(
                 f"The stream must end after `max_bins`={self.max_bins} bins, got one more. Call `reset`, or "
                 "train with `attention_window`."
             )
-        model, device = self.model.model, self.model.device
-        lead = (self.batch_size, self.num_sites)
-        recorded = torch.ones(*lead, dtype=torch.bool, device=device)
-        if site_mask is not None:
-            recorded = recorded & torch.as_tensor(site_mask, device=device).reshape(-1, self.num_sites)
-        recorded_BS1 = recorded[..., None]
-
-        token = model.embeddings.tokens(counts_BS1N, self.unit_ids, self.unit_mask) * recorded_BS1[..., None]
-        tokens = torch.cat([self._tokens, token], dim=2)
-        hidden = model.embeddings.filter(tokens)
+        positions = None
         if self.model.config.position_encoding == "sinusoidal":
-            hidden = hidden + model.embeddings.positions(self._age).to(hidden.dtype)
-        self._tokens = tokens[:, :, 1:]
-        self._age = self._age + (recorded_BS1 | (self._age > 0))
-
-        slot = self._bin % self.window
-        self._recorded[..., slot] = recorded
-        temporal, spatial = model.rotary(self.metadata, 1, device, first_bin=self._bin)
-        for layer, state in zip(model.temporal_layers, self._layers, strict=True):
-            normed = layer.attention_norm(hidden)
-            hidden = hidden + self._attend(layer.attention, normed, temporal, recorded_BS1, state, slot)
-            hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
-        if len(model.spatial_layers):
-            channels = model.rotary.anchor_channels(model.spatial_layers[0].attention.zero_axes, device)
-            for layer in model.spatial_layers:
-                hidden = layer(hidden, spatial, channels, recorded_BS1)
-        hidden = model.norm(hidden) * recorded_BS1[..., None]
+            age = self._age.to(self.model.device)
+            positions = self.model.model.embeddings.positions(age).flatten(0, 1)
+        self._turn_time()
+        slot = self._bin % (self.window - 1) if self.window > 1 else -1
+        predictions = self._backend.run(spike_counts, self._rotation, recorded, positions, slot)
+        self._age += 1 if recorded is None else torch.from_numpy(recorded) | (self._age > 0)
         self._bin += 1
-        predictions, _, _ = self.model.decode(hidden, recorded_BS1)
-        return predictions[:, 0] if self.batch_size > 1 else predictions[0, 0]
-
-    def _attend(
-        self,
-        attention: RPNTTemporalAttention,
-        hidden: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        recorded: Tensor,
-        state: dict[str, Tensor],
-        slot: int,
-    ) -> Tensor:
-        """One bin of temporal attention; updates the state of its layer. (B, S, 1, D) -> (B, S, 1, D)."""
-        query, key, value = attention.project(hidden, recorded).transpose(-3, -2)
-        query = rotate(query, *rotation) / math.sqrt(attention.head_size)
-        key = rotate(key, *rotation)
-        queries = torch.cat([state["queries"], query], dim=-2)
-        recent_keys = torch.cat([state["recent_keys"], key], dim=-2)
-        state["queries"], state["recent_keys"] = queries[..., 1:, :], recent_keys[..., 1:, :]
-        # Tap j of a fused key is the key j bins back, so the newest comes first.
-        fused_key = recent_keys.flip(-2).flatten(-2)
-        if attention.config.context_attention.enabled:
-            state["context"][:, :, slot] = attention.context_kernel.context_terms(hidden, recorded)[:, :, 0]
-            sums = state["context"].sum(dim=2, keepdim=True)
-            kernel = attention.context_kernel.kernels(sums, hidden.dtype)
-            kernel = kernel.expand(*kernel.shape[:3], queries.shape[-2], -1, -1)
-            fused_query = fuse_queries(queries, kernel)[..., -1:, :]
-        else:
-            fused_query = query
-        place = attention.num_anchors + slot
-        state["keys"][..., place, :] = fused_key
-        state["values"][..., place, :] = value[..., 0, :]
-        scores = (fused_query.to(value.dtype) @ state["keys"].transpose(-1, -2)).float()
-        scores[..., attention.num_anchors :].masked_fill_(
-            ~self._recorded[:, :, None, None], torch.finfo(scores.dtype).min / 2
-        )
-        output = scores.softmax(dim=-1).to(value.dtype) @ state["values"]
-        return attention.o_proj(output.transpose(-3, -2).flatten(-2))
+        return predictions if self.batch_size > 1 else predictions[0]
 
 
 __all__ = ["StreamingDecoder"]
