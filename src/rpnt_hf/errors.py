@@ -39,6 +39,10 @@ class CheckpointError(RPNTError):
     """A checkpoint is missing, unfinished, or does not fit what it is asked to do."""
 
 
+class HubError(RPNTError):
+    """The Hub cannot be reached, or refuses: a name, a revision, a right or a token is missing."""
+
+
 def closest_names(unknown: str, known: Iterable[str]) -> str:
     """Says which known names look like an unknown one, for use at the end of an error message.
 

@@ -19,6 +19,7 @@ from rpnt_hf.errors import DatasetError
 
 BUILD_FILE = "rpnt_build.json"
 PLACEHOLDER = "{{ build }}"
+REPO_PLACEHOLDER = "OWNER/NAME"  # replaced in a card by the name of its repository when it is pushed
 DEFAULT_TEMPLATE = f"# Recordings built with rpnt_hf\n\n{PLACEHOLDER}\n"
 
 
