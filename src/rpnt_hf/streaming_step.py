@@ -3,7 +3,8 @@
 The arithmetic is that of the forward pass, arranged for one bin: LayerNorm gains, the scale of the queries
 and the label scale are folded into the next product, weights are stored transposed, and the kernel values of
 each bin are generated before they are pooled. The rings stay outside: the step reads the past and returns
-only what is new. `streaming.py` keeps the rings; `streaming_onnx.py` has the same step as a graph of ONNX Runtime.
+only what is new. `streaming.py` keeps the rings; `streaming_onnx.py` has this step as a graph for ONNX
+Runtime.
 
 Legend: `B` streams, `S` sites, `R` = B*S rows, `N` units, `D` hidden size, `L` layers, `H` heads, `d` head
 size, `P` = d/2 rotation pairs, `A` anchors, `Kq`, `Kk` kernel taps, `E` = Kk * d, `W` bins in the window,
