@@ -538,6 +538,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "training_trials": num_trials,
         "init": shared_name(options.init),
         "base_model": base_name(options),
+        "new_sessions": new_sessions,
         "mode": options.mode,
         "seed": options.seed,
         "num_processes": accelerator.num_processes,

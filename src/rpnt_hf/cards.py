@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,12 +123,14 @@ def render_card(results: Mapping[str, Any], config: RPNTConfig, name: str) -> Mo
     template = environment.get_template("pretrained.md" if kind == "pretrained" else "decoder.md")
     try:
         text = template.render(results=results, config=config, name=name, conventions=CONVENTIONS)
-    except jinja2.UndefinedError as error:
+        head = _metadata(results, kind, name).to_yaml()
+    except (jinja2.UndefinedError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"`{RESULTS_FILE}` of '{name}' must hold everything that its card states, but {error.message}. "
-            "Train again, or add it."
+            f"`{RESULTS_FILE}` of '{name}' must hold everything that its card states, but something is "
+            f"missing: {error}. Train again, or add it."
         ) from error
-    return ModelCard(f"---\n{_metadata(results, kind, name).to_yaml()}\n---\n{text}")
+    text = re.sub(r"\n{3,}", "\n\n", text)  # what conditions leave
+    return ModelCard(f"---\n{head}\n---\n{text}")
 
 
 def render_eval_results(results: Mapping[str, Any]) -> list[EvalResultEntry]:
