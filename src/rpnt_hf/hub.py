@@ -182,10 +182,15 @@ def _fetch(repo_id: str, revision: str | None) -> Path:
             folder = snapshot_download(
                 repo_id, revision=revision, allow_patterns=patterns, local_files_only=offline is not None
             )
-        except LocalEntryNotFoundError:
-            if offline is not None:
+        except OSError as error:
+            if isinstance(error, TransportError):
+                raise
+            if offline is not None and isinstance(error, LocalEntryNotFoundError):
                 raise offline from None
-            raise
+            raise HubError(
+                f"{problem}: the download did not come to its end. Load it again. "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            ) from error
     if offline is not None:
         logger.warning("The Hub cannot be reached: '%s' is taken from the cache.", repo_id)
     for path in sorted(Path(folder).glob("*.safetensors")):
