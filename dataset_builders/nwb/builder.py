@@ -37,4 +37,5 @@ def build(arguments: argparse.Namespace) -> Path:
     """
     config = config_from(arguments)
     files = find_nwb_files(arguments.nwb_dir)
-    return build_dataset(files, arguments.out, config, "nwb", Path(__file__).with_name("README.md"))
+    card = Path(__file__).with_name("README.md")
+    return build_dataset(files, arguments.out, config, "nwb", card, arguments.nwb_dir)

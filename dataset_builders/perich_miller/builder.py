@@ -74,11 +74,10 @@ def build(arguments: argparse.Namespace) -> Path:
             "itself. Leave one of them out."
         )
     config = config_from(arguments, derive_velocity=True)
-    files = find_nwb_files(arguments.nwb_dir or download(arguments.download))
-    recordings = read_corpus(files, config, arguments.exclude_outliers)
-    return build_dataset(
-        recordings, arguments.out, config, "perich_miller", Path(__file__).with_name("README.md")
-    )
+    source_dir = arguments.nwb_dir or download(arguments.download)
+    recordings = read_corpus(find_nwb_files(source_dir), config, arguments.exclude_outliers)
+    card = Path(__file__).with_name("README.md")
+    return build_dataset(recordings, arguments.out, config, "perich_miller", card, source_dir)
 
 
 def read_corpus(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from rpnt_hf.data.card import write_card
+from rpnt_hf.data.card import read_dandiset, write_card
 from rpnt_hf.data.cutting import PreparedRecording
 from rpnt_hf.data.nwb import Recording, read_nwb
 from rpnt_hf.data.schema import FEATURES, BuilderConfig, CorpusRecording
@@ -48,6 +48,7 @@ def build_dataset(
     config: BuilderConfig,
     corpus: str = "nwb",
     card_template: Path | None = None,
+    source_dir: Path | None = None,
 ) -> Path:
     """Builds a dataset folder that plain `datasets.load_dataset` reads, without this package.
 
@@ -62,6 +63,8 @@ def build_dataset(
         corpus (`str`, defaults to `"nwb"`): Name of the corpus, for the card.
         card_template (`Path` or `None`, defaults to `None`): Markdown with YAML head, in which `{{ build }}`
             is replaced by the tables of this build.
+        source_dir (`Path` or `None`, defaults to `None`): Where the recordings lie; a `dandiset.yaml` there
+            is quoted in the card.
 
     Returns:
         `Path`: `output_dir`, with `<config>/<split>-*.parquet`, `README.md` and `rpnt_build.json`.
@@ -79,12 +82,13 @@ def build_dataset(
             "Remove it or choose another one."
         )
     split_file = SplitFile.read(config.split_file) if config.split_file else None
+    provenance = read_dandiset(source_dir) if source_dir is not None else {}
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temporary:
         folder = Path(temporary) / "dataset"
         folder.mkdir()
         sessions = _write_recordings(recordings, folder, config, split_file)
-        write_card(folder, sessions, config, corpus, card_template)
+        write_card(folder, sessions, config, corpus, card_template, provenance)
         folder.rename(output_dir)
     return output_dir
 
@@ -209,6 +213,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help="parts of the trials",
     )
     add("--split-file", metavar="F", help="JSON file with a fixed split; excludes nothing beyond itself")
+    add("--license", metavar="ID", help="licence of the data for the card, such as cc-by-4.0")
     add(
         "--repair-spikes",
         action="store_true",

@@ -134,6 +134,7 @@ class PreparedRecording:
             "num_spikes": 0,
             "num_spikes_in_file": recording.num_spikes,
             "behavior_names": _behavior_names(self.series),
+            "behavior_units": [one.unit for one in self.series for _ in one.dimension_names],
             "trials_are_blocks": self.are_blocks,
             "trials": {split: self.splits.count(split) for split in SPLITS},
             "excluded_trials": reasons,

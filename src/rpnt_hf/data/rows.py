@@ -11,7 +11,36 @@ from numpy.typing import NDArray
 
 from rpnt_hf.errors import DatasetError
 
-__all__ = ["reach_bins", "row_behavior", "row_counts", "row_observed", "scored_bins"]
+__all__ = ["reach_bins", "row_behavior", "row_counts", "row_observed", "row_to_arrays", "scored_bins"]
+
+
+def row_to_arrays(row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Turns a row into arrays, without copying counts and behaviour.
+
+    The card of every dataset shows the same in plain numpy, for those who have not installed this package.
+
+    Args:
+        row (`Mapping`): Row of a built dataset, of `datasets.load_dataset`, streamed or not.
+
+    Returns:
+        `dict[str, np.ndarray]`: `counts` of shape `(num_bins, num_units)`, uint8, spikes per bin; `observed`
+        of shape `(num_bins,)`, bool; `behavior` of shape `(num_bins, num_targets)`, float32, in
+        `behavior_units`, NaN where absent.
+
+    Raises:
+        DatasetError: If a column does not hold as many values.
+
+    Example:
+        ```python
+        >>> row = {"num_bins": 2, "unit_ids": ["a", "b", "c"], "behavior_names": ["speed"]}
+        >>> row |= {"counts": bytes([0, 1, 2, 3, 4, 5]), "observed": bytes([1, 0])}
+        >>> row |= {"behavior": np.array([0.5, np.nan], np.float32).tobytes()}
+        >>> row_to_arrays(row)["counts"]
+        array([[0, 1, 2],
+               [3, 4, 5]], dtype=uint8)
+        ```
+    """
+    return {"counts": row_counts(row), "observed": row_observed(row), "behavior": row_behavior(row)}
 
 
 def row_counts(row: Mapping[str, Any]) -> NDArray[np.uint8]:

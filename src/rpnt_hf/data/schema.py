@@ -3,6 +3,7 @@
 The row schema is fixed here and nowhere else. Not for reading or writing rows.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -77,6 +78,8 @@ class BuilderConfig:
         session_pattern (`str` or `None`, defaults to `None`): Regular expression on file stems; files where
             its first group (or the whole match) is equal are one session and must have the same units.
         repair_spikes (`bool`, defaults to `False`): Sort spikes and drop duplicates instead of refusing them.
+        license (`str` or `None`, defaults to `None`): Licence of the data as the Hub names it, such as
+            "cc-by-4.0", for the card; None for what the source or the corpus states.
 
     Raises:
         BinningError: If `bin_size` is not above 0.
@@ -95,6 +98,7 @@ class BuilderConfig:
     split_file: str | None = None
     session_pattern: str | None = None
     repair_spikes: bool = False
+    license: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -103,6 +107,11 @@ class BuilderConfig:
             raise BinningError(
                 f"`bin_size` must be a width in seconds of at most 1, got {self.bin_size}. For milliseconds "
                 f"divide by 1000: {self.bin_size / 1000:g}."
+            )
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise ConfigurationError(
+                "`license` must be an identifier in lower case as the Hub has it, such as 'cc-by-4.0', "
+                f"'cc0-1.0' or 'other', got '{self.license}'."
             )
         for name in ("context_length", "guard", "seed"):
             if not getattr(self, name) >= 0:
