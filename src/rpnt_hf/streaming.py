@@ -165,7 +165,10 @@ class StreamingDecoder:
                 config.attention_window, trained,
             )  # fmt: skip
         self._take_session(processor, session_id, sites)
-        self._lay_out_rotation()
+        self._rotation = (
+            self.prepared.cos.cpu().numpy().astype(np.float32),
+            self.prepared.sin.cpu().numpy().astype(np.float32),
+        )
         self.backend = self._choose_backend(backend)
         self.state = self.prepared.empty_state(batch_size)
         self._backend: Backend
@@ -211,28 +214,13 @@ class StreamingDecoder:
             )
         return "torch" if obstacle is not None else "onnx"
 
-    def _lay_out_rotation(self) -> None:
-        """Makes the tables of the rotation: those of metadata stay, the pairs of time turn at every bin."""
-        config = self.model.config
-        pairs = 0
-        self._time_pairs, self._frequencies = slice(0, 0), np.zeros(0)
-        for axis in config.mrope_axes:
-            if axis.name == "time" and config.position_encoding in ("mrope", "rope"):
-                self._time_pairs = slice(pairs, pairs + axis.num_pairs)
-                exponents = np.arange(axis.num_pairs) / max(axis.num_pairs, 1)
-                self._frequencies = axis.scale * axis.theta**-exponents
-            pairs += axis.num_pairs
-        self._rotation = (
-            self.prepared.cos.cpu().numpy().astype(np.float32).copy(),
-            self.prepared.sin.cpu().numpy().astype(np.float32).copy(),
-        )
-
     def _turn_time(self) -> None:
+        """Sets the rotation to the current bin: the pairs of time turn, those of metadata stay."""
         # float64 modulo a circle: time grows without bound, and an fp32 angle is off by 5e-3 after 2.5 h.
-        angles = np.remainder(self._bin * self._frequencies, 2 * math.pi)
+        angles = np.remainder(self._bin * self.prepared.frequencies, 2 * math.pi)
         cos, sin = self._rotation
-        cos[:, self._time_pairs] = np.cos(angles)
-        sin[:, self._time_pairs] = np.sin(angles)
+        cos[:, self.prepared.time_pairs] = np.cos(angles)
+        sin[:, self.prepared.time_pairs] = np.sin(angles)
 
     def reset(self) -> None:
         """Forgets the stream: the next bin is the first."""

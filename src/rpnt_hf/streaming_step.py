@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -184,6 +185,14 @@ class StreamingStep(nn.Module):
             tuple(table.reshape(-1, pairs).expand(self.num_sites, -1) for table in stage) for stage in tables
         )
         self.spatial_rotation = self._turn(*self.spatial_tables)
+        # Which pairs turn with time, and by how many radians per bin.
+        self.time_pairs, self.frequencies = slice(0, 0), np.zeros(0)
+        first = 0
+        for axis in self.config.mrope_axes:
+            if axis.name == "time" and self.config.position_encoding in ("mrope", "rope"):
+                self.time_pairs = slice(first, first + axis.num_pairs)
+                self.frequencies = axis.scale * axis.theta ** -(np.arange(axis.num_pairs) / axis.num_pairs)
+            first += axis.num_pairs
         self.temporal = [self._layer(layer, encoder.rotary) for layer in encoder.temporal_layers]
         self.spatial = [self._layer(layer, encoder.rotary) for layer in encoder.spatial_layers]
 
@@ -365,6 +374,25 @@ class StreamingStep(nn.Module):
         hidden = hidden + torch.addmm(layer.output_bias, output, layer.output_weight)
         return self._feed_forward(hidden, layer)
 
+    def read_out(self, hidden: Tensor, site_bias: Tensor) -> Tensor:
+        """Spatial layers, pooling of sites and the decoding head: what is done at each bin by itself.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(R, D)`): Output of the temporal layers.
+            site_bias (`torch.FloatTensor` of shape `(B, S)`): As in `forward`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, K)`: Predictions in physical units.
+        """
+        for layer in self.spatial:
+            hidden = self._spatial_layer(hidden, layer, site_bias)
+        hidden = self._norm(hidden)
+        if self.num_sites > 1:
+            sites = hidden.unflatten(0, (-1, self.num_sites))
+            scores = (sites @ self.score_weight + self.score_bias)[..., 0].to(self.wide) + site_bias
+            hidden = torch.bmm(scores.softmax(dim=-1).to(self.dtype)[:, None], sites)[:, 0]
+        return torch.addmm(self.readout_bias, hidden.to(self.wide), self.readout_weight)
+
     def forward(
         self,
         spike_counts: Tensor,
@@ -390,7 +418,6 @@ class StreamingStep(nn.Module):
             `tuple`: Predictions `(B, K)` in physical units, and [`StepRows`] to be written into the state.
             Both hold garbage, though finite, where a site was not recorded.
         """
-        batch_size = spike_counts.shape[0]
         roots = spike_counts.sqrt().to(self.dtype)
         if self.num_sites == 1:
             token = roots[:, 0] @ self.units[0]
@@ -411,17 +438,8 @@ class StreamingStep(nn.Module):
             past = tuple(ring[index] for ring in state[2:])
             hidden, new = self._temporal_layer(hidden, layer, rotation, key_bias[:, None], past)
             rows.append(new)
-        for layer in self.spatial:
-            hidden = self._spatial_layer(hidden, layer, site_bias)
-
-        hidden = self._norm(hidden)
-        if self.num_sites > 1:
-            sites = hidden.unflatten(0, (batch_size, -1))
-            scores = (sites @ self.score_weight + self.score_bias)[..., 0].to(self.wide) + site_bias
-            hidden = torch.bmm(scores.softmax(dim=-1).to(self.dtype)[:, None], sites)[:, 0]
-        predictions = torch.addmm(self.readout_bias, hidden.to(self.wide), self.readout_weight)
         stacked = (torch.stack(parts) for parts in zip(*rows, strict=True))
-        return predictions, StepRows(token, *stacked)
+        return self.read_out(hidden, site_bias), StepRows(token, *stacked)
 
 
 def push_rows(state: StepState, rows: StepRows, slot: int, recorded: Tensor | None, blocked: float) -> None:
