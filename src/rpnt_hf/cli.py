@@ -207,6 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(0 1 2)")
     evaluate.add_argument("--num-proc", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    evaluate.add_argument("--min-steps", type=int, default=400, metavar="N", help="steps on few trials (400)")
     evaluate.add_argument("--checkpoint", help="falcon: the decoder, a folder or Hub id")
     evaluate.add_argument(
         "--held-out", nargs="+", default=[], metavar="SESSION", help="falcon: held-out ones"

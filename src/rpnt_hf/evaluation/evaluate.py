@@ -24,6 +24,7 @@ def evaluate(
     amounts: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     num_proc: int = 1,
+    min_steps: int = 400,
 ) -> dict[str, Any]:
     """Trains and scores every decoder of a protocol (DESIGN section 5).
 
@@ -42,6 +43,7 @@ def evaluate(
         amounts (`Sequence[str]`, *optional*): Training data, as "10%" or "16"; the protocol's where empty.
         seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds.
         num_proc (`int`, *optional*, defaults to 1): Runs at a time, each on one thread.
+        min_steps (`int`, *optional*, defaults to 400): Steps that a training on few trials takes at least.
 
     Returns:
         `dict[str, Any]`: The content of `results.json`.
@@ -67,6 +69,7 @@ def evaluate(
         dataset_config=dataset_config,
         recipe=Recipe.named(recipe),
         num_proc=num_proc,
+        min_steps=min_steps,
         settings=settings,
     )
     bin_size = load_rows(data, dataset_config, "test")[0]["bin_size"]

@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["Recipe", "execute_runs", "list_sessions", "read_predictions", "run_folder"]
 
 SPLITS = ("train", "validation", "test")
-MIN_STEPS = 400  # few trials make short epochs: such runs get more of them, ours and the comparators alike
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.npz"
 
 
@@ -167,6 +166,7 @@ def execute_runs(
     dataset_config: str | None = None,
     recipe: Recipe,
     num_proc: int = 1,
+    min_steps: int = 0,
     settings: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Executes the runs that are not finished, and the bases they begin from.
@@ -178,6 +178,9 @@ def execute_runs(
         dataset_config (`str`, *optional*): Part of the corpus.
         recipe (`Recipe`): What to train with.
         num_proc (`int`, *optional*, defaults to 1): Runs at a time, each on one thread; at least 1.
+        min_steps (`int`, *optional*, defaults to 0):
+            Steps that every training takes at least, ours and the comparators alike: few trials make short
+            epochs, so such runs get more of them.
         settings (`Mapping[str, Any]`): What makes this evaluation this one, as plain values.
 
     Returns:
@@ -195,9 +198,20 @@ def execute_runs(
             "A protocol with transfer must have a recipe with a NAME_pretrain.yaml, got only "
             f"'{recipe.finetune.name}'. Choose another `recipe`."
         )
-    settings = json.loads(json.dumps({**settings, "recipe_fingerprint": recipe.fingerprint()}))
+    settings = json.loads(
+        json.dumps({**settings, "recipe_fingerprint": recipe.fingerprint(), "min_steps": min_steps})
+    )
     _claim(out, settings)
-    common = {"data": data, "dataset_config": dataset_config, "recipe": recipe, "out": out}
+    # With transfer, a network from scratch is the one that is pretrained.
+    transfer = any(run.base for run in runs)
+    common: dict[str, Any] = {
+        "transfer": transfer,
+        "min_steps": min_steps,
+        "data": data,
+        "dataset_config": dataset_config,
+        "recipe": recipe,
+        "out": out,
+    }
     bases = dict.fromkeys(run.base for run in runs if run.base)
     # A base that decodes begins from the one that was pretrained on the same sessions.
     pretrained = dict.fromkeys(Base("pretrained", base.sources, base.seed) for base in bases)
@@ -361,13 +375,11 @@ def _session_rows(run: Run, common: Mapping[str, Any]) -> tuple[dict[str, list[A
     return splits, num_trials
 
 
-def _stretch(
-    epochs: int, validate_every: int, rows: Sequence[Any], window_bins: int, batch_size: int
-) -> tuple[int, int]:
-    """Gives epochs that make at least `MIN_STEPS` steps, and as many validations as before."""
-    steps = len(WindowSampler(rows, window_bins, batch_size).batches(0))
-    factor = max(1, math.ceil(MIN_STEPS / (epochs * steps)))
-    return epochs * factor, validate_every * factor
+def _stretch(recipe: Mapping[str, Any], rows: Sequence[Any], min_steps: int) -> tuple[int, int]:
+    """Gives epochs that make at least so many steps, and as many validations as before."""
+    steps = len(WindowSampler(rows, recipe["window_bins"], recipe["batch_size"]).batches(0))
+    factor = max(1, math.ceil(min_steps / (recipe["epochs"] * steps)))
+    return recipe["epochs"] * factor, recipe["validate_every"] * factor
 
 
 def _run_comparator(
@@ -380,13 +392,7 @@ def _run_comparator(
         decoder = {"ridge": RidgeDecoder, "kalman": KalmanDecoder}[run.method]()
     else:
         settings = read_settings(common["recipe"].comparators)[run.method]
-        epochs, validate_every = _stretch(
-            settings.epochs,
-            settings.validate_every,
-            splits["train"],
-            settings.window_bins,
-            settings.batch_size,
-        )
+        epochs, validate_every = _stretch(vars(settings), splits["train"], common["min_steps"])
         settings = dataclasses.replace(settings, epochs=epochs, validate_every=validate_every)
         decoder = NeuralDecoder(settings, seed=run.seed)
     decoder.fit(splits["train"], splits["validation"])
@@ -402,13 +408,11 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
     splits, _ = _session_rows(run, common)
     plain = yaml.safe_load(recipe.finetune.read_text(encoding="utf-8"))
     options: dict[str, Any] = {"sessions": [run.session_id], "seed": run.seed, **_data_options(common)}
-    options["epochs"], options["validate_every"] = _stretch(
-        plain["epochs"], plain["validate_every"], splits["train"], plain["window_bins"], plain["batch_size"]
-    )
+    options["epochs"], options["validate_every"] = _stretch(plain, splits["train"], common["min_steps"])
     if run.amount.trials is not None:
         options["training_trials"] = run.amount.trials
     if run.base is None:
-        fields = {**recipe.model(transfer=recipe.pretrain is not None), **run.model}
+        fields = {**recipe.model(common["transfer"]), **run.model}
         options |= {"init": "scratch", "mode": "full", "model": fields}
     else:
         init = _finished_base(common["out"], run.base) / "model"
