@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from hub_server import HubServer
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoModelForTimeSeriesPrediction
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.errors import CheckpointError
+from rpnt_hf.hub import load_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_UNITS = 6
@@ -26,6 +30,7 @@ NUM_UNITS = 6
 SCRIPT = """
 import json, os, sys, time
 
+import rpnt_hf
 from rpnt_hf.hub import load_decoder
 
 results = []
@@ -134,7 +139,7 @@ def test_a_broken_or_hidden_checkpoint_is_one_clear_error(hub, files, tmp_path):
         ("faults/corrupt", stranger): ("CheckpointError", "'faults/corrupt'"),
         ("faults/newer", stranger): ("ConfigurationError", "got 99", "Upgrade"),
         ("faults/no-json", stranger): ("CheckpointError", "config.json"),
-        ("faults/pickle", stranger): ("CheckpointError", "'faults/pickle'", "safetensors"),
+        ("faults/pickle", stranger): ("CheckpointError", "'faults/pickle'", "can hold code"),
         ("faults/disguised", stranger): ("CheckpointError", "'faults/disguised'"),
         ("faults/empty", stranger): ("CheckpointError", "'faults/empty'", "config.json"),
         ("faults/damaged", stranger): ("CheckpointError", "model.safetensors", "digest"),
@@ -150,7 +155,7 @@ def test_a_broken_or_hidden_checkpoint_is_one_clear_error(hub, files, tmp_path):
         hub.mend()
     for (case, words), result in zip([*expected.items(), *slow.items()], results, strict=False):
         assert result[1], f"{case} was loaded"
-        check(result, *words, seconds=8)
+        check(result, *words, seconds=10)
     for case, result in zip(loaded, results[-len(loaded) :], strict=True):
         assert not result[1], (case, result)
     assert not proof.exists()
@@ -167,7 +172,7 @@ def test_without_network_a_misspelt_name_fails_in_seconds(files, tmp_path):
     with HubServer() as stopped:
         gone = stopped.environment(tmp_path / "home")
     (result,) = run(gone, [("org/misspelt", "")], tmp_path)
-    check(result, "HubError", "'org/misspelt'", "cannot be reached", seconds=5)
+    check(result, "HubError", "'org/misspelt'", "cannot be reached", seconds=10)
 
 
 @pytest.mark.slow
@@ -177,7 +182,33 @@ def test_a_network_that_swallows_requests_and_the_command_line_fail_in_seconds(h
         (result,) = run(hub.environment(tmp_path / "home"), [("org/swallowed", "")], tmp_path)
     finally:
         hub.mend()
-    check(result, "HubError", "'org/swallowed'", "cannot be reached", seconds=10)
+    check(result, "HubError", "'org/swallowed'", "cannot be reached", seconds=15)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "model.safetensors"]
+)
+def test_weights_in_a_pickle_are_not_read_whatever_is_asked(files, tmp_path, name):
+    proof, folder = tmp_path / "code was run", tmp_path / "decoder"
+    folder.mkdir()
+    for path, content in files.items():
+        if path != "model.safetensors":
+            (folder / path).write_bytes(content)
+    torch.save(Payload(proof), folder / name)
+    index = {"metadata": {}, "weight_map": {"decoder.bias": name}}
+    if "-of-" in name:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for asked in ({}, {"use_safetensors": False}, {"weights_only": False, "use_safetensors": None}):
+        for load in (RPNTForMotorDecoding, AutoModelForTimeSeriesPrediction, AutoModel):
+            with pytest.raises((OSError, SafetensorError)):
+                load.from_pretrained(folder, **asked)
+    with pytest.raises(CheckpointError, match=r"can hold code|cannot be loaded"):
+        load_decoder(folder)
+    if name == "pytorch_model.bin":  # nor is one that would be harmless
+        torch.save(safetensors.torch.load(files["model.safetensors"]), folder / name)
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            RPNTForMotorDecoding.from_pretrained(folder)
+    assert not proof.exists()
 
 
 def test_a_run_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):

@@ -234,8 +234,14 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
             f"{', '.join(architectures) or 'no model'} in '{name}'. Train one with "
             "training/finetune.py, which takes a pretrained model as `init`."
         )
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"CHECKPOINT must hold its weights as safetensors, got '{name}' without them. Weights in other "
+            "formats, such as `pytorch_model.bin`, are not read, because they can hold code. Save it again "
+            "by `save_pretrained`."
+        )
     try:
-        model, loading = decoder.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        model, loading = decoder.from_pretrained(folder, output_loading_info=True)
         processor = RPNTProcessor.from_pretrained(folder)
     except RPNTError:
         raise

@@ -36,6 +36,7 @@ from .configuration_rpnt import RPNTConfig
 from .embeddings_rpnt import RPNTEmbeddings
 from .errors import ConfigurationError, InputError, closest_names
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
+from .sharing_rpnt import SafetensorsOnly
 
 
 @dataclass
@@ -178,7 +179,7 @@ class RPNTMaskedPooling(nn.Module):
         return (weights[..., None] * states).sum(dim=-2)
 
 
-class RPNTPreTrainedModel(PreTrainedModel):
+class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     """Base of all RPNT models: configuration, initialisation, loading and saving."""
 
     config: RPNTConfig

@@ -23,7 +23,25 @@ PROCESSOR_AUTO_MAP = {
     "AutoProcessor": "processing_rpnt.RPNTProcessor",
 }
 
-__all__ = ["CONFIG_AUTO_MAP", "PROCESSOR_AUTO_MAP", "code_files", "save_code"]
+__all__ = ["CONFIG_AUTO_MAP", "PROCESSOR_AUTO_MAP", "SafetensorsOnly", "code_files", "save_code"]
+
+
+class SafetensorsOnly:
+    """Base of models whose weights are read from safetensors only: other formats can hold code."""
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **kwargs: Any) -> Any:
+        """Loads a model as `PreTrainedModel.from_pretrained` does, with `use_safetensors=True`.
+
+        Args:
+            *arguments: Folder or id on the Hub, and so on, as in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            `PreTrainedModel`: The model; with `output_loading_info=True` a tuple with what was missing.
+        """
+        parent: Any = super()
+        return parent.from_pretrained(*arguments, **{**kwargs, "use_safetensors": True, "weights_only": True})
 
 
 def code_files(auto_map: Mapping[str, str]) -> list[Path]:
