@@ -4,9 +4,10 @@ The words are templates in `model_cards/`; no number is typed. Not for cards of 
 the builder (`data/card.py`).
 """
 
+import functools
 import json
-import logging
 import math
+import operator
 import os
 import re
 import tempfile
@@ -19,10 +20,9 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from rpnt_hf.configuration_rpnt import RPNTConfig
+from rpnt_hf.data.card import REPO_PLACEHOLDER
 from rpnt_hf.errors import CheckpointError
 from rpnt_hf.scripts import find_script
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["render_card", "render_eval_results", "write_card"]
 
@@ -60,7 +60,8 @@ def write_card(folder: str | Path) -> Path:
 
     Args:
         folder (`str` or `Path`): Folder that a training script wrote, with `results.json` and `config.json`.
-            Its name is the name of the model.
+            Its name is the name of the model; examples name the placeholder of the repository, which `rpnt
+            push` replaces.
 
     Returns:
         `Path`: The card.
@@ -102,33 +103,15 @@ def render_card(results: Mapping[str, Any], config: RPNTConfig, name: str) -> Mo
         `ModelCard`: Metadata (with model-index) and text.
 
     Raises:
-        CheckpointError: A value that the card states is missing from `results`.
+        CheckpointError: A value that the card states is missing from `results`, or is no number.
     """
-    kind = _check(results, name)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(find_script("model_cards")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-        keep_trailing_newline=True,
-        autoescape=False,
+    results = _Facts(results)
+    kind = _check(results)
+    template = _environment().get_template("pretrained.md" if kind == "pretrained" else "decoder.md")
+    text = template.render(
+        results=results, config=config, name=name, repo_id=REPO_PLACEHOLDER, conventions=CONVENTIONS
     )
-    environment.filters |= {
-        "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
-        "count": lambda number: f"{number:,}",
-        "duration": _duration,
-        "interval": _interval,
-        "score": _score,
-        "split_rule": _split_rule,
-    }
-    template = environment.get_template("pretrained.md" if kind == "pretrained" else "decoder.md")
-    try:
-        text = template.render(results=results, config=config, name=name, conventions=CONVENTIONS)
-        head = _metadata(results, kind, name).to_yaml()
-    except (jinja2.UndefinedError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"`{RESULTS_FILE}` of '{name}' must hold everything that its card states, but something is "
-            f"missing: {error}. Train again, or add it."
-        ) from error
+    head = _metadata(results, kind, name).to_yaml()
     text = re.sub(r"\n{3,}", "\n\n", text)  # what conditions leave
     return ModelCard(f"---\n{head}\n---\n{text}")
 
@@ -143,6 +126,7 @@ def render_eval_results(results: Mapping[str, Any]) -> list[EvalResultEntry]:
         `list[EvalResultEntry]`: The first score of the card, with its interval as a note; empty where it is
         not defined.
     """
+    results = _Facts(results)
     found = _scores(results)
     if not found:
         return []
@@ -169,26 +153,65 @@ def render_eval_results(results: Mapping[str, Any]) -> list[EvalResultEntry]:
     ]
 
 
-def _check(results: Mapping[str, Any], name: str) -> str:
-    """Names the first value that is missing; gives the kind of the checkpoint."""
-    kind = results.get("kind")
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Finds templates, and has the filters that they use."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(find_script("model_cards")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {
+        "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+        "count": lambda number: f"{number:,}",
+        "duration": _duration,
+        "interval": _interval,
+        "score": _score,
+        "split_rule": _split_rule,
+    }
+    return environment
+
+
+class _Facts(dict[str, Any]):
+    """Results in which a value that is not there is an error that names it, at any depth."""
+
+    def __init__(self, values: Mapping[str, Any], place: str = "") -> None:
+        super().__init__({key: _as_facts(value, f"{place}{key}.") for key, value in values.items()})
+        self.place = place
+
+    def __missing__(self, key: str) -> None:
+        raise CheckpointError(
+            f"`{self.place}{key}` must be in `{RESULTS_FILE}`, but it is not: a card leaves nothing blank. "
+            "Train again, or add it."
+        )
+
+
+def _as_facts(value: Any, place: str) -> Any:
+    if isinstance(value, Mapping):
+        return _Facts(value, place)
+    return [_as_facts(item, place) for item in value] if isinstance(value, list) else value
+
+
+def _check(results: Mapping[str, Any]) -> str:
+    """Names the first value that must be a number or words and is not; gives the kind of the checkpoint."""
+    kind = results["kind"]
     if kind not in NUMBERS_OF:
         raise CheckpointError(
-            f"`kind` in `{RESULTS_FILE}` of '{name}' must be one of {', '.join(NUMBERS_OF)}, got {kind!r}. "
-            "Only runs of training/pretrain.py and training/finetune.py have cards."
+            f"`kind` in `{RESULTS_FILE}` must be one of {', '.join(NUMBERS_OF)}, got {kind!r}. Only runs of "
+            "training/pretrain.py and training/finetune.py have cards."
         )
     for place in (*NUMBERS, *NUMBERS_OF[kind], *WORDS):
-        value: Any = results
-        for part in place.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value: Any = functools.reduce(operator.getitem, place.split("."), results)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (isinstance(value, str) and value if place in WORDS else is_number and math.isfinite(value)):
             what = "words" if place in WORDS else "a finite number"
             raise CheckpointError(
-                f"`{place}` in `{RESULTS_FILE}` of '{name}' must be {what}, got {value!r}: a card leaves "
-                "nothing blank. Train again, or add it."
+                f"`{place}` in `{RESULTS_FILE}` must be {what}, got {value!r}: a card leaves nothing blank. "
+                "Train again, or correct it."
             )
-    return kind
+    return str(kind)
 
 
 def _metadata(results: Mapping[str, Any], kind: str, name: str) -> ModelCardData:

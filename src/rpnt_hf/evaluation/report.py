@@ -188,6 +188,11 @@ def describe_data(
         "revision": card.parent.name if card and on_hub else None,  # the cache names snapshots by commit
         "config": dataset_config or part.get("config_name"),
         "corpus": build.get("corpus"),
+        "provenance": {
+            name: text
+            for name, text in (build.get("provenance") or {}).items()
+            if name in ("identifier", "version", "name")
+        },
         "title": head.get("pretty_name"),
         "license": head.get("license"),
         "tags": head.get("tags") or [],
