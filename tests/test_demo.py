@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from rpnt_hf import AutoModelForMotorDecoding
@@ -34,6 +35,18 @@ def test_demo_leaves_a_report_pictures_and_a_decoder(demo: Path) -> None:
 def test_demo_decodes_the_nwb_file_as_it_decodes_the_rows(demo: Path) -> None:
     report = json.loads((demo / "report.json").read_text())
     assert report["r2_from_nwb"] == pytest.approx(report["r2"]["pretrained"], abs=0.02)
+
+
+def test_demo_leaves_cards_with_the_scores_of_its_report(demo: Path) -> None:
+    report = json.loads((demo / "report.json").read_text())
+    for folder, name in (("scratch", "from scratch"), ("decoder", "pretrained")):
+        card = ModelCard.load(demo / folder / "README.md")
+        assert card.data.eval_results[0].metric_value == pytest.approx(report["r2"][name], abs=1e-6)
+        assert (card.data.license, card.data.datasets) == ("apache-2.0", ["synthetic"])
+        assert f"| {report['held_out']['session_id']} |" in card.text and "these are simulated" in card.text
+    pretrained = ModelCard.load(demo / "pretrained" / "README.md")
+    assert pretrained.data.eval_results[0].metric_type == "bits_per_spike"
+    assert report["held_out"]["session_id"] not in pretrained.text.split("## Training")[0]
 
 
 def test_demo_refuses_a_folder_that_holds_something(tmp_path: Path) -> None:
