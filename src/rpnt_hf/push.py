@@ -52,7 +52,7 @@ PRIVATE_TO_TOOLS = dict.fromkeys(
 # What tells where a file was made, or lets others in; text that has it stays here.
 SECRETS = {
     "a path of this machine": re.compile(
-        r"(?<![\w.:/~>)\]}-])/(?!/)[\w.+-]+/[\w.+-]+|\bfile://|(?<![\w])[A-Za-z]:\\\w|(?<![\w/])~/\w"
+        r"(?<![\w.:/~>)\]}-])/(?!/)[\w.+-]+/[\w.+-]+|\bfile://|(?<![\w])[A-Za-z]:\\{1,2}\w|(?<![\w/])~/\w"
     ),
     "an access token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
 }
