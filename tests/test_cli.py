@@ -18,10 +18,10 @@ def test_help_is_a_table_of_contents(capsys: pytest.CaptureFixture[str]) -> None
         main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(f"\n    {command} " in printed for command in ("demo", "build", "decode", "info"))
+    assert all(f"\n    {command} " in printed for command in ("demo", "build", "decode", "push", "info"))
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "decode", "info"])
+@pytest.mark.parametrize("command", ["demo", "build", "decode", "push", "info"])
 def test_help_of_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
