@@ -1,15 +1,27 @@
 """Spikes in, movement out: RPNT on the Hugging Face stack.
 
-Importing this package registers it with the Auto classes of transformers.
+Importing this package registers it with the Auto classes of transformers. What costs time to import is
+imported when it is first used.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .auto import AutoModelForMotorDecoding
 from .configuration_rpnt import ContextAttentionConfig, MRoPEAxisConfig, RPNTConfig
-from .data.nwb import Recording, read_nwb
-from .data.simulate import simulate
-from .modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining, RPNTForSequenceClassification, RPNTModel
 from .processing_rpnt import RPNTProcessor
-from .streaming import StreamingDecoder
+
+if TYPE_CHECKING:
+    from .data.nwb import Recording, read_nwb
+    from .data.simulate import simulate
+    from .hub import load_decoder
+    from .modeling_rpnt import (
+        RPNTForMotorDecoding,
+        RPNTForPreTraining,
+        RPNTForSequenceClassification,
+        RPNTModel,
+    )
+    from .streaming import StreamingDecoder
 
 __version__ = "0.1.0"
 
@@ -25,6 +37,31 @@ __all__ = [
     "RPNTProcessor",
     "Recording",
     "StreamingDecoder",
+    "load_decoder",
     "read_nwb",
     "simulate",
 ]
+
+_MODULES = {
+    "RPNTForMotorDecoding": "modeling_rpnt",
+    "RPNTForPreTraining": "modeling_rpnt",
+    "RPNTForSequenceClassification": "modeling_rpnt",
+    "RPNTModel": "modeling_rpnt",
+    "Recording": "data.nwb",
+    "StreamingDecoder": "streaming",
+    "load_decoder": "hub",
+    "read_nwb": "data.nwb",
+    "simulate": "data.simulate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -397,7 +397,7 @@ def _load_base(
     try:
         with _quiet_loading():
             loaded: Any = RPNTForMotorDecoding.from_pretrained(
-                base, revision=revision, config=own, output_loading_info=True
+                base, revision=revision, config=own, use_safetensors=True, output_loading_info=True
             )
     except RuntimeError as error:  # what transformers raises where shapes differ
         raise _wrong_base(adapter, base, "its weights have other shapes") from error

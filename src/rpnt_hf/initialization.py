@@ -106,7 +106,9 @@ def from_checkpoint(
         config = RPNTConfig.from_pretrained(folder)
         processor.check_bin_size(found.bin_size, "the training data")
         config = RPNTConfig.from_dict({**config.to_dict(), **fields})
-        loaded: Any = model_class.from_pretrained(folder, config=config, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True
+        )
         model, loading = loaded
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
