@@ -280,9 +280,10 @@ class _StepBuilder:
         if step.spatial:
             cos, sin = step.spatial_tables
             turned = self.tables(graph.constant(cos), graph.constant(sin))
-            bias = graph.constant(0.0)
             if sites > 1:
                 bias = graph.reshape(site_bias, self.batch_size, 1, 1, sites)
+            else:
+                bias = graph.constant(0.0)
             for layer in step.spatial:
                 hidden = self.spatial_layer(hidden, layer, turned, bias)
         hidden = graph.norm(hidden, self.width, config.layer_norm_eps)
