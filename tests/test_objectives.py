@@ -10,52 +10,72 @@ from rpnt_hf.errors import ConfigurationError
 from rpnt_hf.objectives import behavior_loss, draw_masks, poisson_nll, site_contrastive
 
 
+def draw(seeds, sites, bins, units, **options):
+    """Masks of windows without padding."""
+    shape = (len(seeds), sites)
+    return draw_masks(
+        np.asarray(seeds), np.ones((*shape, bins), bool), np.ones((*shape, units), bool), **options
+    )
+
+
 def test_three_quarters_of_entries_are_hidden_on_average():
-    generator = np.random.default_rng(0)
-    hidden = []
-    for _ in range(4000):
-        bins, units = draw_masks(generator, 1, 50, 40)
-        hidden.append((bins[0][:, None] | units[0][None]).mean())
-    assert abs(np.mean(hidden) - 0.75) < 0.01
-    assert np.std(hidden) > 0.15
+    bins, units = draw(np.arange(4000), 1, 50, 40)
+    hidden = (bins[..., None] | units[:, :, None]).mean(axis=(1, 2, 3))
+    assert abs(hidden.mean() - 0.75) < 0.01
+    assert hidden.std() > 0.15
 
 
 def test_the_asked_number_of_bins_and_units_stays_visible():
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        bins, units = draw_masks(generator, 3, 10, 6, min_visible_bins=4, min_visible_units=2)
-        assert (~bins).sum(1).min() >= 4 and (~units).sum(1).min() >= 2
+    bins, units = draw(np.arange(300), 3, 10, 6, min_visible_bins=4, min_visible_units=2)
+    assert (~bins).sum(2).min() == 4 and (~units).sum(2).min() == 2
 
 
 def test_a_single_bin_or_unit_is_never_hidden():
-    for seed in range(50):
-        bins, units = draw_masks(np.random.default_rng(seed), 1, 1, 1)
-        assert not bins.any() and not units.any()
+    bins, units = draw(np.arange(50), 1, 1, 1)
+    assert not bins.any() and not units.any()
+
+
+def test_the_number_hidden_is_the_drawn_share_of_those_that_are_there():
+    """Every share from 0.01 to 0.99 of 100 is met equally often, and each bin is hidden equally often."""
+    bins, units = draw(np.arange(20_000), 1, 100, 100)
+    for masked in (bins[:, 0], units[:, 0]):
+        share = masked.mean(axis=1)
+        assert share.min() == 0.01 and share.max() == 0.99
+        assert abs(share.mean() - 0.5) < 0.01 and abs(share.std() - 0.98 / math.sqrt(12)) < 0.005
+        np.testing.assert_allclose(masked.mean(axis=0), 0.5, atol=0.02)
+    assert abs(np.corrcoef(bins.mean(axis=(1, 2)), units.mean(axis=(1, 2)))[0, 1]) < 0.03
+
+
+def test_padding_is_never_hidden_and_changes_no_mask():
+    seeds, bin_mask, unit_mask = np.arange(200), np.zeros((200, 3, 15), bool), np.zeros((200, 3, 9), bool)
+    bin_mask[:, :2, :10], unit_mask[:, :2, :6] = True, True
+    options = {"site_mask_probability": 0.3, "min_visible_units": 2}
+    bins, units = draw_masks(seeds, bin_mask, unit_mask, **options)
+    small_bins, small_units = draw(seeds, 2, 10, 6, **options)
+    assert (bins[:, :2, :10] == small_bins).all() and (units[:, :2, :6] == small_units).all()
+    assert not (bins & ~bin_mask).any() and not (units & ~unit_mask).any()
 
 
 def test_whole_sites_are_hidden_at_the_asked_rate_and_one_always_stays():
-    generator = np.random.default_rng(1)
-    whole = np.array(
-        [draw_masks(generator, 4, 20, 5, site_mask_probability=0.3)[0].all(1) for _ in range(3000)]
-    )
+    whole = draw(np.arange(3000), 4, 20, 5, site_mask_probability=0.3)[0].all(2)
     assert abs(whole.mean() - 0.3) < 0.02
-    whole = np.array(
-        [draw_masks(generator, 4, 20, 5, site_mask_probability=1.0)[0].all(1) for _ in range(50)]
-    )
-    assert (whole.sum(1) == 3).all()
-    assert not draw_masks(generator, 1, 20, 5, site_mask_probability=1.0)[0].all()
+    whole = draw(np.arange(50), 4, 20, 5, site_mask_probability=1.0)[0].all(2)
+    assert (whole.sum(1) == 3).all() and len(np.unique(whole, axis=0)) == 4
+    assert not draw([1], 1, 20, 5, site_mask_probability=1.0)[0].all()
 
 
-def test_masks_repeat_with_their_seed():
-    first, again, other = (draw_masks(np.random.default_rng(s), 2, 30, 7) for s in (5, 5, 6))
-    assert (first[0] == again[0]).all() and (first[1] == again[1]).all()
-    assert (first[0] != other[0]).any()
+def test_masks_repeat_with_their_seed_whatever_else_is_in_the_batch():
+    bins, units = draw([5, 6, 5], 2, 30, 7)
+    alone_bins, alone_units = draw([5], 2, 30, 7)
+    for i in (0, 2):
+        assert (bins[i] == alone_bins[0]).all() and (units[i] == alone_units[0]).all()
+    assert (bins[1] != bins[0]).any()
 
 
 @pytest.mark.parametrize("kwargs", [{"site_mask_probability": 1.5}, {"min_visible_bins": -1}])
 def test_impossible_masks_are_refused(kwargs):
     with pytest.raises(ConfigurationError, match="site_mask_probability"):
-        draw_masks(np.random.default_rng(0), 1, 10, 10, **kwargs)
+        draw([0], 1, 10, 10, **kwargs)
 
 
 def test_poisson_loss_counts_hidden_entries_only():

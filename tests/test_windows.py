@@ -34,8 +34,7 @@ def processor(rows):
 
 
 def collate(rows, processor, windows, **options):
-    dataset = WindowDataset(rows)
-    return WindowCollator(rows, processor, **options)([dataset[window] for window in windows])
+    return WindowCollator(rows, processor, **options)(WindowDataset(rows).__getitems__(windows))
 
 
 def equal(first, second):

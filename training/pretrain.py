@@ -155,7 +155,7 @@ def window_likelihoods(
         index = first + accelerator.process_index
         mine = batches[index % len(batches)]
         batch = {
-            name: value.to(accelerator.device) for name, value in collator([windows[w] for w in mine]).items()
+            name: value.to(accelerator.device) for name, value in collator(windows.__getitems__(mine)).items()
         }
         inputs = {name: value for name, value in batch.items() if name not in ("mean_counts", "labels")}
         outputs = model(**inputs)

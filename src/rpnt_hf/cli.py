@@ -68,7 +68,7 @@ examples:
   rpnt stream demo_out/decoder FILE.nwb --realtime --max-seconds 30 --plot trace.png
 
 In a terminal, decoded (o) and true (.) movement are drawn as the bins come. The last line of the output is
-JSON: the scores of `rpnt decode`, num_bins, bin_size (s), latency_ms (p50, p95, p99, max of one step),
+JSON: the scores of `rpnt decode`, num_bins, bin_size (s), backend, latency_ms (p50, p95, p99, max of a step),
 missed_deadlines (steps that ended later than one bin after the bin was there), wakeup_lateness_ms (with
 --realtime: from the end of a bin to the start of its step), interrupted and seconds. Ctrl-C ends the replay
 and prints the same for what ran.

@@ -10,48 +10,47 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from .errors import ConfigurationError
+from .random_rpnt import random_bits, uniforms
 
 
 def draw_masks(
-    generator: np.random.Generator,
-    num_sites: int,
-    num_bins: int,
-    num_units: int,
+    seeds: np.ndarray,
+    bin_mask: np.ndarray,
+    unit_mask: np.ndarray,
     *,
     min_visible_bins: int = 1,
     min_visible_units: int = 1,
     site_mask_probability: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws which bins and units of one window are hidden, for each site (DESIGN 2.5).
+    """Draws which bins and units of each window are hidden, for each site (DESIGN 2.5).
 
     A bin ratio and a unit ratio are uniform in [0.01, 0.99]; an entry is hidden where its bin or its unit is.
     The paper's multi-site loss feeds unmasked counts and scores visible ones; here hidden counts never reach
-    the input.
+    the input. A window's masks depend on its own seed and shape, never on padding or on other windows.
 
     Args:
-        generator (`np.random.Generator`): Source of randomness; one per window makes masks independent of
-            batching.
-        num_sites (`int`): Sites in the window.
-        num_bins (`int`): Bins in the window.
-        num_units (`int`): Units of the site with the most units.
-        min_visible_bins (`int`, *optional*, defaults to 1): Bins that stay visible, as far as there are so
-            many.
+        seeds (`np.ndarray` of shape `(batch,)`, int64): Seed of each window.
+        bin_mask (`np.ndarray` of shape `(batch, sites, bins)`, bool): True where a bin was recorded.
+        unit_mask (`np.ndarray` of shape `(batch, sites, units)`, bool): True where there is a unit.
+        min_visible_bins (`int`, *optional*, defaults to 1): Bins of a site that stay visible, as far as there
+            are so many.
         min_visible_units (`int`, *optional*, defaults to 1): Units that stay visible likewise.
         site_mask_probability (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that all bins of a site are hidden; at least one site stays.
 
     Returns:
-        `tuple`: `masked_bins` (sites, bins) and `masked_units` (sites, units), boolean, True = hidden and
-        scored.
+        `tuple`: `masked_bins` and `masked_units`, of the shapes of `bin_mask` and `unit_mask`, boolean, True
+        = hidden and scored.
 
     Raises:
         ConfigurationError: The probability is outside [0, 1], or a minimum is below 0.
 
     Example:
         ```python
-        >>> masked_bins, masked_units = draw_masks(np.random.default_rng(0), 1, 20, 10)
+        >>> bin_mask, unit_mask = np.ones((2, 1, 20), bool), np.ones((2, 1, 10), bool)
+        >>> masked_bins, masked_units = draw_masks(np.array([3, 4]), bin_mask, unit_mask)
         >>> masked_bins.shape, masked_units.shape
-        ((1, 20), (1, 10))
+        ((2, 1, 20), (2, 1, 10))
         ```
     """
     if not 0 <= site_mask_probability <= 1 or min_visible_bins < 0 or min_visible_units < 0:
@@ -59,19 +58,26 @@ def draw_masks(
             "`site_mask_probability` must lie in [0, 1] and the visible minima be 0 or more, got "
             f"{site_mask_probability}, {min_visible_bins}, {min_visible_units}."
         )
+    sites = np.arange(bin_mask.shape[1])
 
-    def hide(count: int, min_visible: int) -> np.ndarray:
-        ratio = generator.uniform(0.01, 0.99, size=(num_sites, 1))
-        hidden = np.minimum(np.rint(ratio * count), max(count - min_visible, 0))
-        ranks = generator.random((num_sites, count)).argsort(axis=1).argsort(axis=1)
-        return ranks < hidden
+    def hide(purpose: str, present: np.ndarray, min_visible: int) -> np.ndarray:
+        ratio = 0.01 + 0.98 * uniforms(seeds[:, None], f"{purpose} ratio", sites)
+        count = present.sum(axis=2)
+        num_hidden = np.minimum(np.rint(ratio * count).astype(int), np.maximum(count - min_visible, 0))
+        places = (sites[:, None] << 32) + np.arange(present.shape[2])
+        keys = random_bits(seeds[:, None, None], purpose, places) >> np.uint64(1)
+        keys = np.where(present, keys, np.uint64(2**64 - 1))
+        last = np.maximum(num_hidden - 1, 0)[..., None]
+        highest = np.take_along_axis(np.sort(keys, axis=2), last, axis=2)
+        return present & (keys <= highest) & (num_hidden > 0)[..., None]
 
-    masked_bins, masked_units = hide(num_bins, min_visible_bins), hide(num_units, min_visible_units)
-    site_draws = generator.random(num_sites)
-    if num_sites > 1:
-        whole = site_draws < site_mask_probability
-        whole[site_draws.argmax()] = False
-        masked_bins[whole] = True
+    masked_bins = hide("masked bins", bin_mask, min_visible_bins)
+    masked_units = hide("masked units", unit_mask, min_visible_units)
+    if site_mask_probability:
+        recorded = bin_mask.any(axis=2)
+        draws = np.where(recorded, uniforms(seeds[:, None], "masked sites", sites), -1.0)
+        hidden = (draws < site_mask_probability) & (draws < draws.max(axis=1, keepdims=True))
+        masked_bins |= hidden[..., None] & bin_mask
     return masked_bins, masked_units
 
 

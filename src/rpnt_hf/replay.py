@@ -66,26 +66,29 @@ class Replay:
             decoded, with `latency` (s of the step), `is_late` (True where the deadline was missed) and, in
             real time, `wakeup_lateness` (s from the end of the bin to the start of its step).
         bin_size (`float`): Width of a bin in s.
+        backend (`str`): What computed the steps, "torch" or "onnx".
         interrupted (`bool`): True where the user stopped it.
     """
 
     table: pd.DataFrame
     bin_size: float
+    backend: str
     interrupted: bool
 
     def report(self) -> dict[str, Any]:
         """Sums up the replay.
 
         Returns:
-            `dict`: The scores of `decoding.score_table`; `num_bins`, `bin_size` (s), `missed_deadlines`,
-            `latency_ms` and `wakeup_lateness_ms` (p50, p95, p99 and max in ms; None where nothing was
-            measured) and `interrupted`.
+            `dict`: The scores of `decoding.score_table`; `num_bins`, `bin_size` (s), `backend`,
+            `missed_deadlines`, `latency_ms` and `wakeup_lateness_ms` (p50, p95, p99 and max in ms; None where
+            nothing was measured) and `interrupted`.
         """
         measured = self.table if "wakeup_lateness" in self.table.columns else None
         return {
             **score_table(self.table),
             "num_bins": len(self.table),
             "bin_size": self.bin_size,
+            "backend": self.backend,
             "missed_deadlines": int(self.table["is_late"].sum()),
             "latency_ms": _percentiles_ms(self.table["latency"]),
             "wakeup_lateness_ms": None if measured is None else _percentiles_ms(measured["wakeup_lateness"]),
@@ -186,7 +189,7 @@ def replay_recording(
     table = table.assign(latency=timing[:done, 0], is_late=timing[:done, 1].astype(bool))
     if realtime:
         table = table.assign(wakeup_lateness=timing[:done, 2])
-    return Replay(table, bin_size, interrupted)
+    return Replay(table, bin_size, decoder.backend, interrupted)
 
 
 def session_of_recording(

@@ -1,15 +1,16 @@
 """Cuts windows out of dataset rows on the fly, orders them into batches and makes tensors of them.
 
 The order of an epoch is a pure function of (seed, epoch), and every window carries a seed of its own from
-which its masks, samples and dropout are drawn: so workers, processes and resuming change nothing.
+which its masks, samples and dropout are drawn: so workers, processes and resuming change nothing. A batch is
+cut and drawn at once: the only loop over windows copies the counts of each out of the mapped file.
 """
 
+import dataclasses
 import hashlib
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,13 +18,24 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ConfigurationError, DatasetError
+from ..layout_rpnt import site_layout
 from ..objectives import draw_masks
 from ..processing_rpnt import RPNTProcessor
+from ..random_rpnt import random_bits, uniforms
 from .rows import row_behavior, row_counts, row_observed, scored_bins
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["MaskingConfig", "Window", "WindowCollator", "WindowDataset", "WindowSampler", "site_label"]
+__all__ = [
+    "MaskingConfig",
+    "Window",
+    "WindowBatch",
+    "WindowCollator",
+    "WindowDataset",
+    "WindowSampler",
+    "Windows",
+    "site_label",
+]
 
 Row = Mapping[str, Any]
 
@@ -45,6 +57,51 @@ class Window:
     stop: int
     scored_from: int
     seed: int
+
+
+class Windows(Sequence[Window]):
+    """Many windows as one array, which the sampler orders and the collator reads without a loop.
+
+    Args:
+        table (`np.ndarray` of shape `(windows, 5)`, int64): The fields of `Window` in their order.
+    """
+
+    def __init__(self, table: NDArray[np.int64]) -> None:
+        self.table = table
+
+    @classmethod
+    def of(cls, windows: Sequence[Window]) -> "Windows":
+        """Takes windows one by one.
+
+        Args:
+            windows (`Sequence[Window]`): Any number.
+
+        Returns:
+            `Windows`: The same; as it is where it is one already.
+        """
+        if isinstance(windows, Windows):
+            return windows
+        return cls(np.array([dataclasses.astuple(window) for window in windows], np.int64).reshape(-1, 5))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Windows": ...
+    def __getitem__(self, index: int | slice) -> "Window | Windows":
+        if isinstance(index, slice):
+            return Windows(self.table[index])
+        return Window(*self.table[index].tolist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Windows) and np.array_equal(self.table, other.table)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __add__(self, other: Sequence[Window]) -> "Windows":  # accelerate fills up batches with it
+        return Windows(np.concatenate([self.table, Windows.of(other).table]))
 
 
 @dataclass
@@ -78,7 +135,7 @@ def site_label(session_id: str, site_id: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-class WindowSampler(Sampler[list[Window]]):
+class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for lists
     """Yields batches of windows, in an order that only the seed and the epoch decide; a `batch_sampler`.
 
     In training a row longer than a window is cut on a grid with a random phase. For decoding the cells of the
@@ -131,11 +188,15 @@ class WindowSampler(Sampler[list[Window]]):
         self.context_bins = context_bins
         self.epoch = 0
         self.first_batch = 0
-        self._sessions = [row["session_id"] for row in rows]
-        self._bounds = [(row["num_context_bins"] if pairs else 0, row["num_bins"]) for row in rows]
-        # Bins that can be learned from, as a running sum, so that a cell is judged in one subtraction.
-        self._learnable = [] if pairs else [np.cumsum([0, *_label_mask(row, label_lag)]) for row in rows]
-        if not self.windows(0):
+        sessions = {session: i for i, session in enumerate(sorted({row["session_id"] for row in rows}))}
+        self._session_of_row = np.array([sessions[row["session_id"]] for row in rows], dtype=np.int64)
+        self._first = np.array([row["num_context_bins"] if pairs else 0 for row in rows], dtype=np.int64)
+        self._stop = np.array([row["num_bins"] for row in rows], dtype=np.int64)
+        # Bins that can be learned from, as running sums, so that a cell is judged in one subtraction.
+        masks = [] if pairs else [_label_mask(row, label_lag) for row in rows]
+        self._learnable = np.concatenate([np.zeros(1, np.int64), *masks]).cumsum()
+        self._row_offset = np.cumsum([0, *map(len, masks)])
+        if not len(self.windows(0)):
             raise DatasetError(
                 f"{len(rows)} rows must give at least one window of {window_bins} bins, got none: there is "
                 "no bin to learn from."
@@ -149,78 +210,85 @@ class WindowSampler(Sampler[list[Window]]):
         """Leaves out the first batches of the next iteration, once, to go on in the middle of an epoch."""
         self.first_batch = batch
 
-    def windows(self, epoch: int) -> list[Window]:
+    def windows(self, epoch: int) -> Windows:
         """Lists the windows of an epoch in the order of the rows.
 
         Args:
             epoch (`int`): The epoch, from 0.
 
         Returns:
-            `list[Window]`: All windows that are used.
+            `Windows`: All windows that are used.
         """
         generator = np.random.default_rng([self.seed, epoch if self.training else 0])
-        cut = self._cut_apart if self.pairs else self._cut_cells
-        cells = [(row, *cell) for row in range(len(self._bounds)) for cell in cut(row, generator)]
-        seeds = generator.integers(0, 2**63, size=len(cells))
-        return [Window(*cell, seed=int(seed)) for cell, seed in zip(cells, seeds, strict=True)]
-
-    def _cut_apart(self, row: int, generator: np.random.Generator) -> list[tuple[int, int, int]]:
-        first, stop = self._bounds[row]
-        size = self.window_bins
-        if not self.training or stop - first <= size:
-            return [(start, min(start + size, stop), start) for start in range(first, stop, size)]
-        phase = int(generator.integers(0, size))
-        edges = [first, *range(first + phase, stop, size), stop]
-        return [(begin, end, begin) for begin, end in itertools.pairwise(edges) if 2 * (end - begin) >= size]
-
-    def _cut_cells(self, row: int, generator: np.random.Generator) -> list[tuple[int, int, int]]:
-        first, stop = self._bounds[row]
-        size = self.window_bins - self.context_bins
-        if stop - first <= self.window_bins:
-            edges = [first, stop]
+        # The first edge of the grid after the start of a row; later ones follow at the size of a cell.
+        size = self.window_bins if self.pairs else self.window_bins - self.context_bins
+        length = self._stop - self._first
+        is_whole = length <= self.window_bins
+        phase = np.full(len(length), size)
+        if self.training:
+            lowest = 0 if self.pairs else 1
+            phase = generator.integers(lowest, lowest + size, len(length))
+        phase = np.where(is_whole, length, phase)
+        num_cells = np.where(length > 0, 1 - (phase - length) // size, 0)
+        row = np.repeat(np.arange(len(length)), num_cells)
+        cell = np.arange(len(row)) - np.repeat(np.cumsum(num_cells) - num_cells, num_cells)
+        end = np.minimum(self._first[row] + phase[row] + cell * size, self._stop[row])
+        begin = np.where(cell > 0, self._first[row] + phase[row] + (cell - 1) * size, self._first[row])
+        start = begin if self.pairs else np.maximum(self._first[row], end - self.window_bins)
+        if not self.pairs:
+            offset = self._row_offset[row]
+            kept = self._learnable[offset + end] > self._learnable[offset + begin]
+        elif self.training:
+            kept = is_whole[row] | (2 * (end - begin) >= size)
         else:
-            phase = int(generator.integers(1, size + 1)) if self.training else size
-            edges = [first, *range(first + phase, stop, size), stop]
-        learnable = self._learnable[row]
-        return [
-            (max(first, end - self.window_bins), end, begin)
-            for begin, end in itertools.pairwise(edges)
-            if learnable[end] > learnable[begin]
-        ]
+            kept = np.ones(len(row), dtype=bool)
+        seeds = generator.integers(0, 2**63, size=len(row))
+        return Windows(np.stack([row, start, end, begin, seeds], axis=1)[kept])
 
-    def batches(self, epoch: int) -> list[list[Window]]:
+    def batches(self, epoch: int) -> list[Windows]:
         """Lists the batches of an epoch.
 
         Args:
             epoch (`int`): The epoch, from 0.
 
         Returns:
-            `list[list[Window]]`: Batches of at most `batch_size` windows.
+            `list[Windows]`: Batches of at most `batch_size` windows.
         """
-        windows = self.windows(epoch)
+        windows = self.windows(epoch).table
         size = self.windows_per_batch
-        if not self.training:
-            return [windows[i : i + size] for i in range(0, len(windows), size)]
-        generator = np.random.default_rng([self.seed, epoch, 1])
-        shuffled = [windows[i] for i in generator.permutation(len(windows))]
-        if not self.pairs:
-            return [shuffled[i : i + size] for i in range(0, len(windows), size)]
-        by_session: dict[str, list[Window]] = {}
-        for window in shuffled:
-            by_session.setdefault(self._sessions[window.row], []).append(window)
-        groups = [
-            found[i : i + 2]
-            for found in (by_session[session] for session in sorted(by_session))
-            for i in range(0, max(len(found) - 1, 1), 2)
-        ]
-        batches: list[list[Window]] = [[]]
-        for i in generator.permutation(len(groups)):
-            if len(batches[-1]) + len(groups[i]) > size:
-                batches.append([])
-            batches[-1] += groups[i]
-        return batches
+        edges = list(range(size, len(windows), size))
+        if self.training:
+            generator = np.random.default_rng([self.seed, epoch, 1])
+            windows = windows[generator.permutation(len(windows))]
+            if self.pairs:
+                windows, edges = self._paired(windows, generator)
+        return [Windows(table) for table in np.split(windows, edges) if len(table)]
 
-    def __iter__(self) -> Iterator[list[Window]]:
+    def _paired(
+        self, windows: NDArray[np.int64], generator: np.random.Generator
+    ) -> tuple[NDArray[np.int64], list[int]]:
+        """Orders shuffled windows into pairs of a session, and says where batches begin."""
+        session = self._session_of_row[windows[:, 0]]
+        windows = windows[np.argsort(session, kind="stable")]
+        in_session = np.bincount(session)
+        in_session = in_session[in_session > 0]
+        # Of an odd number one sits out, but a session that has a single window gives it alone.
+        num_groups = np.maximum(in_session // 2, 1)
+        group = np.arange(num_groups.sum()) - np.repeat(np.cumsum(num_groups) - num_groups, num_groups)
+        first = np.repeat(np.cumsum(in_session) - in_session, num_groups) + 2 * group
+        sizes = np.repeat(np.minimum(in_session, 2), num_groups)
+        order = generator.permutation(len(first))
+        first, sizes = first[order], sizes[order]
+        edges, filled, total = [], 0, 0
+        for one in sizes.tolist():
+            if filled + one > self.windows_per_batch:
+                edges.append(total)
+                filled = 0
+            filled, total = filled + one, total + one
+        second = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return windows[np.repeat(first, sizes) + second], edges
+
+    def __iter__(self) -> Iterator[Any]:
         first, self.first_batch = self.first_batch, 0
         yield from self.batches(self.epoch)[first:]
 
@@ -258,24 +326,55 @@ class WindowDataset(Dataset[WindowSample]):
     """
 
     def __init__(self, rows: Sequence[Row], label_lag: int = 0) -> None:
-        self.rows = rows
         self.label_lag = label_lag
-        self._label_masks = [_label_mask(row, label_lag) for row in rows]
+        self.counts = [row_counts(row) for row in rows]
+        self.behavior = [row_behavior(row) for row in rows]
+        observed = [row_observed(row) for row in rows]
+        self.is_fully_observed = np.array([bool(bins.all()) for bins in observed], dtype=bool)
+        # One byte per bin each, after one another, so that a batch takes its own with one index.
+        self.observed = np.concatenate([*observed, np.zeros(1, bool)])
+        self.label_masks = np.concatenate([*(_label_mask(row, label_lag) for row in rows), np.zeros(1, bool)])
+        self.first_bin = np.cumsum([0, *map(len, observed)])[:-1]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.counts)
 
     def __getitem__(self, window: Window) -> WindowSample:
-        row = self.rows[window.row]
         inside = slice(window.start, window.stop)
-        behavior = row_behavior(row)[window.start + self.label_lag : window.stop + self.label_lag]
+        behavior = self.behavior[window.row][window.start + self.label_lag : window.stop + self.label_lag]
         missing = window.stop - window.start - len(behavior)
         if missing:
             behavior = np.pad(behavior, ((0, missing), (0, 0)), constant_values=np.nan)
-        label_mask = self._label_masks[window.row][inside].copy()
+        first = self.first_bin[window.row]
+        bins = slice(first + window.start, first + window.stop)
+        label_mask = self.label_masks[bins].copy()
         label_mask[: window.scored_from - window.start] = False
-        observed = row_observed(row)[inside]
-        return WindowSample(window.row, window.seed, row_counts(row)[inside], observed, behavior, label_mask)
+        counts = self.counts[window.row][inside]
+        return WindowSample(window.row, window.seed, counts, self.observed[bins], behavior, label_mask)
+
+    def __getitems__(self, windows: Sequence[Window]) -> "WindowBatch":
+        """Takes the windows of a batch; a `DataLoader` calls it.
+
+        Args:
+            windows (`Sequence[Window]`): As from `WindowSampler`.
+
+        Returns:
+            `WindowBatch`: For `WindowCollator`.
+        """
+        return WindowBatch(self, Windows.of(windows))
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of one batch and where they are cut from.
+
+    Args:
+        dataset (`WindowDataset`): Holds the rows.
+        windows (`Windows`): The windows, at least one.
+    """
+
+    dataset: WindowDataset
+    windows: Windows
 
 
 class WindowCollator:
@@ -335,155 +434,204 @@ class WindowCollator:
         self.metadata_dropout = metadata_dropout
         self.mean_counts = mean_counts
         self.sample_units = sample_units and processor.unit_embedding == "slots"
-        self._unit_sites = [np.asarray(row["unit_sites"]) for row in rows]
-        self._num_sites = [len(row["site_ids"]) for row in rows]
-        self._sessions = [row["session_id"] for row in rows]
-        self._site_labels = [
-            [site_label(row["session_id"], site) for site in row["site_ids"]] for row in rows
-        ]
         for row in rows:
             processor.check_bin_size(row["bin_size"], f"a row of session '{row['session_id']}'")
-        self._metadata = [
-            processor.metadata(
-                row["site_positions"], len(row["site_ids"]), row["session_id"], row["subject_id"],
-                row["task"], row["recording_date"],
-            )
-            for row in rows
-        ]  # fmt: skip
-        self._layouts = [
-            processor.unit_layout(row["session_id"], sites, num_sites)
-            for row, sites, num_sites in zip(rows, self._unit_sites, self._num_sites, strict=True)
-        ]
-        site_axes = [name.startswith("site_") for name in processor.metadata_axes]
-        groups = [
-            "site" if is_site else name
-            for name, is_site in zip(processor.metadata_axes, site_axes, strict=True)
-        ]
+        self._take_rows(rows)
+        groups = ["site" if name.startswith("site_") else name for name in processor.metadata_axes]
         names = sorted(set(groups))
-        self._num_axis_groups = len(names)
         self._axis_groups = np.array([names.index(group) for group in groups], dtype=np.int64)
 
-    def __call__(self, samples: Sequence[WindowSample]) -> dict[str, torch.Tensor]:
+    def _take_rows(self, rows: Sequence[Row]) -> None:
+        """Lays out every session once; rows know which layout is theirs."""
+        layouts: dict[tuple[str, bytes, int], int] = {}
+        found: list[tuple[NDArray[Any], ...]] = []
+        self._layout_of_row = np.zeros(len(rows), dtype=np.int64)
+        for i, row in enumerate(rows):
+            unit_sites, num_sites = np.asarray(row["unit_sites"], dtype=np.int64), len(row["site_ids"])
+            key = (row["session_id"], unit_sites.tobytes(), num_sites)
+            if key not in layouts:
+                layouts[key] = len(found)
+                if self.sample_units:
+                    index, present = site_layout(unit_sites, num_sites)
+                    found.append((index, np.zeros_like(index), present))
+                else:
+                    found.append(self.processor.unit_layout(row["session_id"], unit_sites, num_sites))
+            self._layout_of_row[i] = layouts[key]
+        self._num_sites = np.array([index.shape[0] for index, _, _ in found])
+        self._num_units = np.array([index.shape[1] for index, _, _ in found])
+        shape = (len(found), self._num_sites.max(initial=0), self._num_units.max(initial=0))
+        self._index = np.zeros(shape, dtype=np.int64)
+        self._unit_ids, self._present = np.zeros_like(self._index), np.zeros(shape, dtype=bool)
+        self._null = np.zeros(shape if self.mean_counts is not None else (0, 0, 0), dtype=np.float32)
+        for (session_id, _, _), i in layouts.items():
+            index, unit_ids, present = found[i]
+            place = (i, slice(index.shape[0]), slice(index.shape[1]))
+            self._index[place], self._unit_ids[place], self._present[place] = index, unit_ids, present
+            if self.mean_counts is not None:
+                self._null[place] = self.mean_counts[session_id][index] * present
+        self._metadata = np.full((len(rows), shape[1], len(self.processor.metadata_axes)), np.nan, np.float32)
+        self._site_labels = np.full((len(rows), shape[1]), -100, dtype=np.int64)
+        for i, row in enumerate(rows):
+            num_sites = len(row["site_ids"])
+            self._metadata[i, :num_sites] = self.processor.metadata(
+                row["site_positions"], num_sites, row["session_id"], row["subject_id"], row["task"],
+                row["recording_date"],
+            )  # fmt: skip
+            self._site_labels[i, :num_sites] = [
+                site_label(row["session_id"], site) for site in row["site_ids"]
+            ]
+
+    def __call__(self, batch: Any) -> dict[str, torch.Tensor]:
         """Makes a batch.
 
         Args:
-            samples (`Sequence[WindowSample]`): Windows, as from `WindowDataset`.
+            batch (`WindowBatch`): Windows, as from `WindowDataset`.
 
         Returns:
             `dict[str, torch.Tensor]`: Arguments of `RPNTForPreTraining` or `RPNTForMotorDecoding`.
         """
-        generators = [np.random.default_rng(sample.seed) for sample in samples]
-        layouts = [self._layout(sample.row, rng) for sample, rng in zip(samples, generators, strict=True)]
-        batch, most_bins = len(samples), max(len(sample.counts) for sample in samples)
-        sites = max(index.shape[0] for index, _, _ in layouts)
-        units = max(index.shape[1] for index, _, _ in layouts)
-        most_flat = max(sample.counts.shape[1] for sample in samples)
+        dataset, (rows, starts, stops, _, seeds) = batch.dataset, batch.windows.table.T
+        layouts = self._layout_of_row[rows]
+        units = slice(self._num_units[layouts].max())
+        sites = slice(self._num_sites[layouts].max())
+        num_bins = stops - starts
+        bins = np.arange(num_bins.max())
+        inside = bins < num_bins[:, None]
+        # Beyond a window the last bin of the flat masks is taken, which is False.
+        flat_bins = np.where(inside, (dataset.first_bin[rows] + starts)[:, None] + bins, -1)
 
-        flat = np.zeros((batch, most_bins, most_flat), dtype=np.uint8)
-        index = np.zeros((batch, sites, units), dtype=np.int64)
-        unit_ids, unit_mask = np.zeros_like(index), np.zeros(index.shape, dtype=bool)
-        bin_mask = np.zeros((batch, sites, most_bins), dtype=bool)
-        metadata = np.full((batch, sites, len(self._axis_groups)), np.nan, dtype=np.float32)
-        for b, (sample, layout) in enumerate(zip(samples, layouts, strict=True)):
-            (num_bins, num_flat), (num_sites, num_units) = sample.counts.shape, layout[0].shape
-            flat[b, :num_bins, :num_flat] = self._surviving_spikes(sample.counts, generators[b])
-            for target, value in zip((index, unit_ids, unit_mask), layout, strict=True):
-                target[b, :num_sites, :num_units] = value
-            unit_mask[b, :num_sites, :num_units] = self._surviving_units(layout[2], generators[b])
-            bin_mask[b, :num_sites, :num_bins] = sample.observed
-            metadata[b, :num_sites] = self._metadata[sample.row]
-
-        # One gather for the whole batch: (B, 1, 1), (B, S, N) and every bin give (B, S, N, T).
-        counts_BSNT = flat[np.arange(batch)[:, None, None], :, index] * unit_mask[..., None]
-        spike_counts = np.ascontiguousarray(np.swapaxes(counts_BSNT, 2, 3))
+        index = self._index[:, sites, units][layouts]
+        unit_mask = self._present[:, sites, units][layouts]
+        null = self._null[:, sites, units][layouts] if self.mean_counts is not None else None
+        if self.sample_units:
+            chosen = _sampled(unit_mask, seeds, int(self.processor.num_slots or 0))
+            unit_mask = chosen >= 0
+            index = np.where(unit_mask, np.take_along_axis(index, chosen, axis=2), 0)
+            null = null if null is None else np.take_along_axis(null, chosen, axis=2) * unit_mask
+            unit_ids = np.broadcast_to(np.arange(index.shape[2]), index.shape).copy()
+        else:
+            unit_ids = self._unit_ids[:, sites, units][layouts]
+        spike_counts = _gathered(dataset, batch.windows.table, index, len(bins))
+        if self.unit_dropout:
+            unit_mask = self._surviving_units(unit_mask, seeds)
+        if self.spike_dropout:
+            spike_counts = self._surviving_spikes(spike_counts, seeds)
+        if not unit_mask.all():
+            spike_counts *= unit_mask[:, :, None]
+        observed = inside if dataset.is_fully_observed[rows].all() else dataset.observed[flat_bins]
+        bin_mask = (
+            observed[:, None] & (np.arange(index.shape[1]) < self._num_sites[layouts][:, None])[..., None]
+        )
         arrays = {
             "spike_counts": spike_counts,
             "unit_ids": unit_ids,
             "unit_mask": unit_mask,
             "bin_mask": bin_mask,
+            "metadata": self._metadata[:, sites][rows],
         }
         if self.masking is None:
-            arrays |= self._labels(samples, most_bins)
+            arrays |= _labels(batch, flat_bins)
         else:
-            arrays |= self._masks(samples, generators, bin_mask, unit_mask)
-        for b, rng in enumerate(generators):
-            dropped = rng.random(self._num_axis_groups) < self.metadata_dropout
-            metadata[b, :, dropped[self._axis_groups]] = np.nan
-        arrays["metadata"] = metadata
-        if self.mean_counts is not None:
-            arrays["mean_counts"] = np.zeros(index.shape, dtype=np.float32)
-            for b, (sample, layout) in enumerate(zip(samples, layouts, strict=True)):
-                num_sites, num_units = layout[0].shape
-                means = self.mean_counts[self._sessions[sample.row]]
-                arrays["mean_counts"][b, :num_sites, :num_units] = means[layout[0]] * layout[2]
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def _layout(
-        self, row: int, rng: np.random.Generator
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        if not self.sample_units:
-            return self._layouts[row]
-        return self.processor.unit_layout(
-            self._sessions[row], self._unit_sites[row], self._num_sites[row], rng
-        )
-
-    def _surviving_spikes(self, counts: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Thins each unit of a window at a rate of its own, (T, N) -> (T, N); Poisson counts stay Poisson."""
-        if not self.spike_dropout:
-            return counts
-        kept = 1 - rng.uniform(0, self.spike_dropout, counts.shape[1])
-        return rng.binomial(counts, kept).astype(np.uint8)
-
-    def _surviving_units(self, present: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-        """Draws which units a window keeps; every site keeps as many as must stay visible."""
-        least = 1 if self.masking is None else max(self.masking.min_visible_units, 1)
-        share = rng.uniform(0, 2 * self.unit_dropout)
-        draws = np.where(present, rng.random(present.shape), -1.0)
-        rank = (-draws).argsort(axis=1).argsort(axis=1)
-        return present & ((draws >= share) | (rank < least))
-
-    def _labels(self, samples: Sequence[WindowSample], most_bins: int) -> dict[str, NDArray[Any]]:
-        targets = samples[0].behavior.shape[1]
-        labels = np.zeros((len(samples), most_bins, targets), dtype=np.float32)
-        label_mask = np.zeros((len(samples), most_bins), dtype=bool)
-        for b, sample in enumerate(samples):
-            num_bins = len(sample.behavior)
-            label_mask[b, :num_bins] = sample.label_mask
-            labels[b, :num_bins] = np.where(sample.label_mask[:, None], sample.behavior, 0.0)
-        return {"labels": labels, "label_mask": label_mask}
-
-    def _masks(
-        self,
-        samples: Sequence[WindowSample],
-        generators: Sequence[np.random.Generator],
-        bin_mask: NDArray[np.bool_],
-        unit_mask: NDArray[np.bool_],
-    ) -> dict[str, NDArray[Any]]:
-        assert self.masking is not None
-        least = self.masking.min_visible_units
-        masked_bins, masked_units = np.zeros_like(bin_mask), np.zeros_like(unit_mask)
-        labels = np.full(bin_mask.shape[:2], -100, dtype=np.int64)
-        for b, (sample, rng) in enumerate(zip(samples, generators, strict=True)):
-            num_sites, num_bins = self._num_sites[sample.row], len(sample.counts)
-            kept = unit_mask[b, :num_sites]
-            num_kept = kept.sum(axis=1, keepdims=True)
-            hidden_bins, hidden_kept = draw_masks(
-                rng,
-                num_sites,
-                num_bins,
-                int(num_kept.max()),
+            masked_bins, masked_units = draw_masks(
+                seeds,
+                bin_mask,
+                unit_mask,
                 min_visible_bins=self.masking.min_visible_bins,
-                min_visible_units=least,
+                min_visible_units=self.masking.min_visible_units,
                 site_mask_probability=self.masking.site_mask_probability,
             )
-            # A site with few units among sites with many could lose all: its first ones stay visible.
-            real = np.arange(hidden_kept.shape[1]) < num_kept
-            short = (real & ~hidden_kept).sum(axis=1) < np.minimum(least, num_kept[:, 0])
-            hidden_kept[short, :least] = False
-            masked_bins[b, :num_sites, :num_bins] = hidden_bins
-            masked_units[b, :num_sites][kept] = hidden_kept[real]  # both in the order of sites and units
-            labels[b, :num_sites] = self._site_labels[sample.row]
-        return {"masked_bins": masked_bins, "masked_units": masked_units, "labels": labels}
+            labels = self._site_labels[:, sites][rows]
+            arrays |= {"masked_bins": masked_bins, "masked_units": masked_units, "labels": labels}
+        if self.metadata_dropout:
+            draws = uniforms(seeds[:, None], "metadata dropout", self._axis_groups)
+            dropped = np.broadcast_to((draws < self.metadata_dropout)[:, None], arrays["metadata"].shape)
+            arrays["metadata"][dropped] = np.nan
+        if null is not None:
+            arrays["mean_counts"] = null
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _surviving_units(self, present: NDArray[np.bool_], seeds: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Draws which units (B, S, N) a window keeps; every site keeps as many as must stay visible."""
+        least = 1 if self.masking is None else max(self.masking.min_visible_units, 1)
+        share = uniforms(seeds, "unit dropout share", np.zeros(1, int)) * 2 * self.unit_dropout
+        draws = np.where(present, uniforms(seeds[:, None, None], "unit dropout", _places(present)), -1.0)
+        ordered = np.sort(draws, axis=2)
+        highest = ordered[:, :, -min(least, ordered.shape[2]), None]
+        return present & ((draws >= share[:, None, None]) | (draws >= highest))
+
+    def _surviving_spikes(
+        self, spike_counts: NDArray[np.uint8], seeds: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        """Thins each unit of (B, S, T, N) at a rate of its own; Poisson counts stay Poisson."""
+        places = _places(spike_counts[:, :, 0])
+        lost = uniforms(seeds[:, None, None], "spike dropout share", places) * self.spike_dropout
+        window, site, bin_, unit = np.nonzero(spike_counts)
+        counts = spike_counts[window, site, bin_, unit]
+        entry = np.repeat(np.arange(len(counts)), counts)
+        spike = np.arange(len(entry)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
+        counters = (((places[site, unit] << 24) + bin_)[entry] << 8) + spike
+        draws = uniforms(seeds[window[entry]], "spike dropout", counters)
+        kept = draws >= lost[window, site, unit][entry]
+        thinned = np.zeros_like(spike_counts)
+        thinned[window, site, bin_, unit] = np.bincount(entry[kept], minlength=len(counts))
+        return thinned
+
+
+def _places(units: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers units (B, S, N) by site and place, so that padding changes no draw: (S, N)."""
+    return (np.arange(units.shape[1])[:, None] << 16) + np.arange(units.shape[2])
+
+
+def _sampled(present: NDArray[np.bool_], seeds: NDArray[np.int64], num_slots: int) -> NDArray[np.int64]:
+    """Draws slots of the units (B, S, N) of every site, in their order: places (B, S, slots), -1 if empty."""
+    batch, sites, units = present.shape
+    if units <= num_slots:
+        chosen = present
+    else:
+        bits = random_bits(seeds[:, None, None], "units", _places(present))
+        keys = np.where(present, bits >> np.uint64(1), np.uint64(2**64 - 1))
+        chosen = present & (keys <= np.partition(keys, num_slots - 1, axis=2)[:, :, num_slots - 1, None])
+    window, site, place = np.nonzero(chosen)
+    num_chosen = chosen.sum(axis=2).ravel()
+    if (num_chosen == num_slots).all():
+        return place.reshape(batch, sites, num_slots)
+    slots = np.arange(len(place)) - np.repeat(np.cumsum(num_chosen) - num_chosen, num_chosen)
+    drawn = np.full((batch, sites, num_slots), -1)
+    drawn[window, site, slots] = place
+    return drawn
+
+
+def _gathered(
+    dataset: WindowDataset, table: NDArray[np.int64], index: NDArray[np.int64], num_bins: int
+) -> NDArray[np.uint8]:
+    """Copies the counts of units at `index` (B, S, N) out of the mapped rows: (B, S, T, N), padded with 0."""
+    batch, sites, units = index.shape
+    columns = index.reshape(batch, sites * units)
+    is_short = (table[:, 2] - table[:, 1]).min() < num_bins
+    flat = (np.zeros if is_short else np.empty)((batch, num_bins, sites * units), dtype=np.uint8)
+    in_order = (columns == np.arange(sites * units)).all(axis=1).tolist()
+    for b, (row, start, stop) in enumerate(table[:, :3].tolist()):
+        counts = dataset.counts[row][start:stop]
+        if in_order[b] and counts.shape[1] == sites * units:
+            flat[b, : stop - start] = counts
+        else:
+            counts.take(columns[b], axis=1, out=flat[b, : stop - start], mode="clip")
+    return np.ascontiguousarray(flat.reshape(batch, num_bins, sites, units).swapaxes(1, 2))
+
+
+def _labels(batch: WindowBatch, flat_bins: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Behaviour to learn from, 0 where there is none, and the bins where there is."""
+    dataset, table = batch.dataset, batch.windows.table
+    label_mask = dataset.label_masks[flat_bins]
+    label_mask &= np.arange(flat_bins.shape[1]) >= (table[:, 3] - table[:, 1])[:, None]
+    targets = dataset.behavior[table[0, 0]].shape[1]
+    labels = np.zeros((*flat_bins.shape, targets), dtype=np.float32)
+    lag = dataset.label_lag
+    for b, (row, start, stop) in enumerate(table[:, :3].tolist()):
+        values = dataset.behavior[row][start + lag : stop + lag]
+        labels[b, : len(values)] = values
+    labels[~label_mask] = 0
+    return {"labels": labels, "label_mask": label_mask}
 
 
 def _label_mask(row: Row, label_lag: int) -> NDArray[np.bool_]:
