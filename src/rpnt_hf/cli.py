@@ -111,6 +111,25 @@ examples:
 The last line of the output is JSON: repo_id, repo_type, files, bytes, and url and commit (null in a dry run).
 A token with the right to write is needed: `hf auth login`, or HF_TOKEN.
 """
+EXPORT_HELP = """\
+Export the decoder of one session for programs without this package: the offline model (a window in, behaviour
+at every bin out) and the step of a stream (a bin and the state in, behaviour and new state out).
+
+Both are compared with the model before anything is written, and timed.
+"""
+EXPORT_EXAMPLES = """\
+examples:
+  rpnt export demo_out/decoder --format onnx --out exported --session-id SESSION
+  rpnt export demo_out/decoder --format torch --out exported --session-id SESSION
+
+writes:
+  DIR/offline.onnx, DIR/step.onnx     or .pt2; session, units, bin size and targets are inside
+  DIR/step_state.npz                  the state before the first bin
+  DIR/run_step.py                     onnx: runs the step with numpy and onnxruntime alone; says how
+
+The last line of the output is JSON: `offline` and `step`, each with parity (largest difference from the model
+in label s.d.), exported_ms and torch_ms (medians of a window of num_bins bins, and of one bin); and `files`.
+"""
 INFO_EXAMPLES = """\
 examples:
   rpnt info
@@ -214,6 +233,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=run_evaluate)
 
+    export = add("export", "write a decoder for other programs", EXPORT_HELP, EXPORT_EXAMPLES)
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id of a decoder")
+    export.add_argument("--format", required=True, choices=("onnx", "torch"), help="ONNX, or torch.export")
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty"
+    )
+    export.add_argument(
+        "--session-id", metavar="ID", help="session of the checkpoint; needed where there are several"
+    )
+    export.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="parallel streams of the step (default 1)"
+    )
+    export.add_argument(
+        "--max-bins", type=int, metavar="N", help="longest stream of a model without a window"
+    )
+    export.set_defaults(run=run_export)
+
     push = add("push", "push a checkpoint or a dataset to the Hub", PUSH_HELP, PUSH_EXAMPLES)
     push.add_argument(
         "folder", type=Path, metavar="CHECKPOINT_OR_DATASET", help="folder of a checkpoint or a built dataset"
@@ -276,6 +312,29 @@ def run_build(arguments: argparse.Namespace) -> None:
     print(folder)
     url, commit = push(plan_push(folder, options.push_to_hub), options.private)
     print(f"{url} at {commit}")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Runs `rpnt export`.
+
+    Args:
+        arguments (`argparse.Namespace`): `checkpoint`, `format`, `out`, `session_id`, `batch_size` and
+            `max_bins`.
+
+    Raises:
+        RPNTError: The checkpoint cannot be exported, or what was exported differs from it.
+    """
+    from rpnt_hf.export import export_decoder
+    from rpnt_hf.hub import load_decoder
+
+    model, processor = load_decoder(arguments.checkpoint)
+    report = export_decoder(
+        model, processor, arguments.out, arguments.format, arguments.session_id, arguments.batch_size,
+        arguments.max_bins,
+    )  # fmt: skip
+    for name in report["files"]:
+        print(arguments.out / name)
+    print(json.dumps(report))
 
 
 def run_push(arguments: argparse.Namespace) -> None:
