@@ -15,11 +15,13 @@ import torch
 from accelerate import Accelerator
 from hub_server import HubServer
 from safetensors import SafetensorError
+from small_corpus import make_recording
 from transformers import AutoModel, AutoModelForTimeSeriesPrediction
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
+from rpnt_hf.data.nwb_writer import write_nwb
 from rpnt_hf.errors import CheckpointError
 from rpnt_hf.hub import load_decoder
 
@@ -176,13 +178,27 @@ def test_without_network_a_misspelt_name_fails_in_seconds(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_that_swallows_requests_and_the_command_line_fail_in_seconds(hub, files, tmp_path):
+def test_a_network_that_swallows_requests_is_given_up_in_seconds(hub, tmp_path):
     hub.break_requests("*/org/swallowed*", "hang", seconds=60)
     try:
         (result,) = run(hub.environment(tmp_path / "home"), [("org/swallowed", "")], tmp_path)
     finally:
         hub.mend()
     check(result, "HubError", "'org/swallowed'", "cannot be reached", seconds=15)
+
+
+@pytest.mark.slow
+def test_the_command_line_says_it_in_one_paragraph_and_writes_nothing(tmp_path):
+    recording = write_nwb(make_recording("today"), tmp_path / "today.nwb")
+    with HubServer() as stopped:
+        environment = stopped.environment(tmp_path / "home")
+    command = ["-m", "rpnt_hf.cli", "decode", "org/misspelt", str(recording), "--out", "out/table.parquet"]
+    result = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("rpnt: 'org/misspelt'") and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

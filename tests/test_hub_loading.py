@@ -41,9 +41,10 @@ huggingface_hub.upload_folder(folder_path=adapter, repo_id="org/adapter")
 """
 
 # Loads each of the jobs, twice, and writes predictions and states. Where the package is installed the classes
-# must be its own, elsewhere those of the code that came with the checkpoint.
+# must be its own, whether or not other code is trusted; elsewhere those that came with the checkpoint.
 LOAD_SCRIPT = """
 import json, os, sys
+from itertools import product
 
 absent, counts, out, jobs = json.loads(sys.argv[1])
 if absent:
@@ -64,10 +65,10 @@ from transformers import AutoProcessor
 
 home = "transformers_modules" if absent else "rpnt_hf"
 results = {}
-for name, auto_class, checkpoint, folder, arguments, adapter in 2 * jobs:
+for trust, (name, auto_class, checkpoint, folder, arguments, adapter) in product((absent, True), jobs):
     if folder:
         os.chdir(folder)
-    if absent:
+    if trust:
         arguments = {**arguments, "trust_remote_code": True}
     config = AutoConfig.from_pretrained(checkpoint, **arguments)
     processor = AutoProcessor.from_pretrained(checkpoint, **arguments)
