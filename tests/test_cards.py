@@ -5,10 +5,14 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
+import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -17,10 +21,18 @@ from small_corpus import build_small_corpus
 from rpnt_hf.cards import CONVENTIONS, render_card, render_eval_results, write_card
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.card import REPO_PLACEHOLDER
-from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.data.loading import load_rows, unit_means, view_rows
+from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.decoding import decode_rows
 from rpnt_hf.errors import CheckpointError
-from rpnt_hf.evaluation.statistics import TrialSums, r2_intervals, scored_trials, trial_scores
+from rpnt_hf.evaluation.statistics import (
+    TrialSums,
+    bits_per_spike_interval,
+    r2_intervals,
+    scored_trials,
+    trial_scores,
+)
+from rpnt_hf.metrics import bits_per_spike
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.processing_rpnt import RPNTProcessor
 from rpnt_hf.push import plan_push
@@ -33,6 +45,14 @@ SMALL = [
     "--window_bins=16", "--batch_size=8", "--epochs=2",
 ]  # fmt: skip
 KINDS = ["pretrained", "decoder", "adapter", "scratch"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Leaves nothing of an accelerator for tests that follow."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +195,66 @@ def test_intervals_are_those_of_the_decoded_test_trials(folders, results):
     assert test["r2_reach"] is None and test["intervals"]["r2_reach"] is None  # the corpus has no go cue
     assert test["intervals"]["r2"] == pytest.approx(r2_intervals(TrialSums.of(trials))["r2"], abs=1e-6)
     assert test["sessions"]["b"]["r2"] == test["r2"]
+
+
+def test_two_processes_give_the_trials_of_one_in_the_same_order(folders, monkeypatch):
+    folder, finetune = folders["scratch"], load_script("training/finetune.py")
+    model, processor = RPNTForMotorDecoding.from_pretrained(folder), RPNTProcessor.from_pretrained(folder)
+    rows = view_rows(load_rows(folder.parent / "corpus", split="test"))
+    alone = finetune.decode_trials(
+        SimpleNamespace(process_index=0, num_processes=1), model, processor, rows, 8
+    )
+    gathered = []
+
+    def gather(found):
+        gathered.extend(found)
+        return list(gathered)
+
+    monkeypatch.setattr(finetune, "gather_object", gather)
+    for index in (0, 1):
+        part = SimpleNamespace(process_index=index, num_processes=2)
+        together = finetune.decode_trials(part, model, processor, rows, 8)
+    assert len(rows) > 2 and len(together) == len(alone)
+    for one, two in zip(alone, together, strict=True):
+        assert one.session_id == two.session_id
+        np.testing.assert_array_equal(one.targets, two.targets)
+        np.testing.assert_allclose(one.predictions, two.predictions, atol=1e-4)
+
+
+def test_the_interval_of_bits_per_spike_is_that_of_the_validation_windows(folders, results):
+    folder, pretrain = folders["pretrained"], load_script("training/pretrain.py")
+    model, processor = RPNTForPreTraining.from_pretrained(folder), RPNTProcessor.from_pretrained(folder)
+    train, held_out = (
+        [
+            row
+            for row in view_rows(load_rows(folder.parent / "corpus", split=split))
+            if row["session_id"] == "a"
+        ]
+        for split in ("train", "validation")
+    )
+    batches = WindowSampler(held_out, 16, 8, seed=0, pairs=True, training=False).batches(0)
+    collator = WindowCollator(
+        held_out, processor, masking=MaskingConfig(), mean_counts=unit_means(train), sample_units=False
+    )
+    windows = WindowDataset(held_out)
+    sums = pretrain.window_likelihoods(Accelerator(cpu=True), model, batches, windows, collator).numpy()
+    validation = results["pretrained"]["validation"]
+    assert validation["windows"] == len(sums) == sum(map(len, batches))
+    found = bits_per_spike_interval(sums[:, :3], ["a"] * len(sums))
+    assert validation["interval"] == pytest.approx(found, abs=1e-6)
+    # The sums are those of the score that `metrics` defines, on the hidden entries of all windows.
+    rates, counts, null = [], [], []
+    for batch in (collator(windows.__getitems__(batch)) for batch in batches):
+        hidden = batch["masked_bins"][..., None] | batch["masked_units"][..., None, :]
+        hidden = hidden & batch["bin_mask"][..., None] & batch["unit_mask"][..., None, :]
+        means = batch["mean_counts"][..., None, :].expand_as(hidden)
+        inputs = {name: value for name, value in batch.items() if name not in ("mean_counts", "labels")}
+        with torch.no_grad():
+            output = model(**inputs).log_rates
+        for part, values in ((rates, output), (counts, batch["spike_counts"]), (null, means)):
+            part.append(values[hidden].double().numpy())
+    score = bits_per_spike(*(np.concatenate(part) for part in (rates, counts, null)))
+    assert validation["bits_per_spike"] == pytest.approx(score, abs=1e-6)
 
 
 def test_several_sessions_are_scored_together_and_each_alone(results):
