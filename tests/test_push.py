@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 
-from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, sharing_rpnt
 from rpnt_hf.cli import main
 from rpnt_hf.data.rows import row_behavior, row_counts, row_observed, row_to_arrays
 from rpnt_hf.errors import CheckpointError, DatasetError, HubError
@@ -20,10 +20,8 @@ from rpnt_hf.push import plan_push, push
 
 CARD = "---\nlicense: mit\n---\n# A decoder\n\nLoad it as `OWNER/NAME`.\n"
 WEIGHTS = "model.safetensors"
-CODE = {
-    "attention_rpnt.py", "configuration_rpnt.py", "embeddings_rpnt.py", "errors.py", "layout_rpnt.py",
-    "modeling_rpnt.py", "objectives.py", "processing_rpnt.py", "sharing_rpnt.py",
-}  # fmt: skip
+PACKAGE = Path(sharing_rpnt.__file__).parent
+CODE = {path.name for path in PACKAGE.glob("*_rpnt.py")} | {"objectives.py", "errors.py"}
 SENT = {"README.md", ".eval_results/rpnt.yaml", "config.json", "preprocessor_config.json", WEIGHTS, *CODE}
 SIZES = [
     "--num-subjects", "1", "--sessions-per-subject", "2", "--num-units", "4", "--num-trials", "12",
@@ -92,8 +90,7 @@ def test_a_run_folder_sends_what_loads_it_and_leaves_what_trained_it(run):
     plan = plan_push(run, "org/reach")
     assert set(plan.files) == SENT and set(plan.staying) == LEFT and plan.repo_type == "model"
     assert plan.files["README.md"] == CARD.replace("OWNER/NAME", "org/reach").encode()
-    source = Path(sys.modules["rpnt_hf"].__file__).parent
-    assert all(plan.files[name].read_bytes() == (source / name).read_bytes() for name in CODE)
+    assert all(plan.files[name].read_bytes() == (PACKAGE / name).read_bytes() for name in CODE)
     before = json.loads((run / "config.json").read_text())
     assert json.loads(plan.files["config.json"]) == before
     assert {reference.split(".")[1] for reference in before["auto_map"].values()} == {
@@ -208,9 +205,11 @@ def test_a_checkpoint_that_is_not_whole_is_refused(run, tmp_path):
             plan_push(run, repo_id)
 
 
-def test_an_adapter_must_name_a_base_that_others_find(run):
+def test_an_adapter_must_name_a_base_that_others_find(run, tmp_path, monkeypatch):
     (run / WEIGHTS).rename(run / "adapter_model.safetensors")
-    for base in ("base", "../base", "."):
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for base in ("base", "../base", "runs/base"):
         (run / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
         with pytest.raises(CheckpointError, match="must name its base as others find it"):
             plan_push(run, "org/adapter")
