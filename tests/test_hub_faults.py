@@ -5,25 +5,31 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from hub_server import HubServer
 from safetensors import SafetensorError
-from small_corpus import make_recording
+from small_corpus import build_small_corpus, make_recording
 from transformers import AutoModel, AutoModelForTimeSeriesPrediction
 
-from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining, RPNTProcessor
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
+from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.nwb_writer import write_nwb
-from rpnt_hf.errors import CheckpointError
+from rpnt_hf.errors import CheckpointError, HubError
 from rpnt_hf.hub import load_decoder
+from rpnt_hf.initialization import from_checkpoint, from_scratch
+from rpnt_hf.scripts import find_script
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_UNITS = 6
@@ -34,6 +40,8 @@ import json, os, sys, time
 
 import rpnt_hf
 from rpnt_hf.hub import load_decoder
+from rpnt_hf.initialization import from_checkpoint, from_scratch
+from rpnt_hf.scripts import find_script
 
 results = []
 for checkpoint, token in json.loads(sys.argv[1]):
@@ -175,6 +183,44 @@ def test_without_network_a_misspelt_name_fails_in_seconds(files, tmp_path):
         gone = stopped.environment(tmp_path / "home")
     (result,) = run(gone, [("org/misspelt", "")], tmp_path)
     check(result, "HubError", "'org/misspelt'", "cannot be reached", seconds=10)
+
+
+def test_training_from_a_misspelt_name_fails_as_fast(tmp_path, monkeypatch):
+    with HubServer() as stopped:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", stopped.url)
+    rows = view_rows(load_rows(build_small_corpus(tmp_path / "corpus")))
+    began = time.perf_counter()
+    with pytest.raises(HubError, match="'org/misspelt' is no folder here and cannot be loaded from the Hub"):
+        from_checkpoint(RPNTForMotorDecoding, "org/misspelt", {}, rows, window_bins=16)
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.slow
+def test_training_begins_with_a_checkpoint_of_the_hub_at_a_revision(hub, tmp_path):
+    corpus = build_small_corpus(tmp_path / "corpus")
+    shape = {"hidden_size": 32, "num_attention_heads": 1, "num_hidden_layers": 1}
+    rows = view_rows(load_rows(corpus))
+    model, processor = from_scratch(RPNTForPreTraining, "tiny", shape, rows, window_bins=16)
+    model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "pretrained").iterdir()}
+    repository = hub.add_repository("org/for-training", files=files)
+    commit = repository.branches["main"].oid
+    repository.add_files({"model.safetensors": b"a later one that is broken"})
+    home, script = hub.environment(tmp_path / "home"), find_script("training/finetune.py")
+    arguments = ["--cpu=true", "--window_bins=16", "--epochs=1", f"--data={corpus}", "--output_dir=out"]
+    for revision, succeeds in ((f"@{commit}", True), ("", False)):
+        command = [sys.executable, str(script), *arguments, f"--init=org/for-training{revision}"]
+        result = subprocess.run(
+            command, env=home, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert (result.returncode == 0) == succeeds, result.stderr[-3000:]
+        if succeeds:
+            assert (tmp_path / "out" / "model.safetensors").is_file()
+            shutil.rmtree(tmp_path / "out")
+        else:
+            assert "error: `init` must be" in result.stderr and "Traceback" not in result.stderr
+            assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ from rpnt_hf.evaluation.statistics import (
     scored_trials,
     trial_scores,
 )
+from rpnt_hf.hub import checkpoint_folder
 from rpnt_hf.initialization import from_checkpoint, from_scratch
 from rpnt_hf.metrics import R2_CONVENTIONS
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
@@ -200,7 +201,7 @@ def make_model(
         )
         return model, processor, sorted(processor.sessions)
     try:
-        config = RPNTConfig.from_pretrained(options.init)
+        config = RPNTConfig.from_pretrained(checkpoint_folder(options.init))
     except OSError as error:
         raise CheckpointError(
             f"`init` must be 'scratch' or a checkpoint folder, but '{options.init}' cannot be loaded: {error}"

@@ -103,7 +103,8 @@ class AdapterBase:
         """
         revision = None
         if name is None and not Path(init).is_dir():
-            cached = try_to_load_from_cache(init, "config.json")
+            init, _, revision = init.partition("@")
+            cached = try_to_load_from_cache(init, "config.json", revision=revision or None)
             revision = Path(cached).parent.name if isinstance(cached, str) else None
         return cls(name or init, revision, _encoder_digest(model, num_units))
 

@@ -30,7 +30,15 @@ from .errors import CheckpointError, HubError, RPNTError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["check_access", "check_repo_id", "explained", "is_repo_id", "load_decoder", "read_json"]
+__all__ = [
+    "check_access",
+    "check_repo_id",
+    "checkpoint_folder",
+    "explained",
+    "is_repo_id",
+    "load_decoder",
+    "read_json",
+]
 
 PROBE_TIMEOUT = 5.0  # s; no name is worth more where there is no network
 
@@ -144,27 +152,41 @@ def load_decoder(checkpoint: str | Path) -> tuple[Any, Any]:
         CheckpointError: There is no such checkpoint, it is broken, or it holds no decoder.
         HubError: The Hub cannot be reached, or refuses.
     """
+    return _load_folder(checkpoint_folder(checkpoint), str(checkpoint))
+
+
+def checkpoint_folder(checkpoint: str | Path) -> Path:
+    """Finds a checkpoint on this machine; one of the Hub is brought into the cache, without its code.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder, or id on the Hub, at a revision where it ends in "@REVISION".
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        CheckpointError: It is neither a folder nor an id, or was damaged on the way.
+        HubError: The Hub cannot be reached, or refuses.
+    """
     name = str(checkpoint)
     path = Path(checkpoint)
     if path.is_dir():
-        return _load_folder(path, name)
+        return path
     if path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir()):
-        raise CheckpointError(
-            f"CHECKPOINT must be a folder with a saved decoder, got '{path}', which is none."
-        )
+        raise CheckpointError(f"CHECKPOINT must be a folder with a saved model, got '{path}', which is none.")
     repo_id, _, revision = name.partition("@")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise CheckpointError(
-            "CHECKPOINT must be a folder with a saved decoder, or the id of one on the Hub "
+            "CHECKPOINT must be a folder with a saved model, or the id of one on the Hub "
             f"(OWNER/NAME or OWNER/NAME@REVISION), got '{name}', which is neither."
         ) from error
-    return _load_folder(_fetch(repo_id, revision or None), name)
+    return _fetch(repo_id, revision or None)
 
 
 def _fetch(repo_id: str, revision: str | None) -> Path:
-    """Brings what a decoder consists of into the cache, or finds it there where there is no network."""
+    """Brings what a checkpoint consists of into the cache, or finds it there where there is no network."""
     offline: Exception | None = None
     problem = f"'{repo_id}' is no folder here and cannot be loaded from the Hub"
     try:

@@ -8,9 +8,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from .adapters import is_adapter
 from .configuration_rpnt import RPNTConfig
 from .errors import CheckpointError, ConfigurationError, closest_names
+from .hub import checkpoint_folder
 from .modeling_rpnt import RPNTPreTrainedModel
 from .processing_rpnt import RPNTProcessor
 
@@ -74,7 +77,7 @@ def from_checkpoint(
 
     Args:
         model_class (`type`): Class of the model; a head that the checkpoint lacks is new.
-        folder (`str`): Folder or Hub name of the checkpoint.
+        folder (`str`): Folder of the checkpoint, or its id on the Hub, as for `hub.checkpoint_folder`.
         fields (`Mapping[str, Any]`): Fields of `RPNTConfig` to change, without effect on the shape of
             weights.
         rows (`Sequence[Mapping]`): Rows of all splits.
@@ -87,6 +90,7 @@ def from_checkpoint(
     Raises:
         CheckpointError: There is no such checkpoint, or the fields do not fit its weights.
         ConfigurationError: A field is unknown.
+        HubError: It is on the Hub, and cannot be had from there.
         InputError: The rows do not fit the checkpoint (bin size) or each other.
     """
     known = [field.name for field in dataclasses.fields(RPNTConfig)]
@@ -95,22 +99,21 @@ def from_checkpoint(
             raise ConfigurationError(
                 f"`model` must name fields of RPNTConfig, got `{name}`.{closest_names(name, known)}"
             )
-    if is_adapter(folder):
+    path = checkpoint_folder(folder)
+    if is_adapter(path):
         raise CheckpointError(
             f"`init` must be 'scratch' or a whole checkpoint, got '{folder}', which holds adapters without "
             "their base. Load it by `rpnt_hf.adapters.load_adapter_decoder` and save what that gives."
         )
     found = RPNTProcessor.from_rows(rows)
     try:
-        processor = RPNTProcessor.from_pretrained(folder)
-        config = RPNTConfig.from_pretrained(folder)
+        processor = RPNTProcessor.from_pretrained(path)
+        config = RPNTConfig.from_pretrained(path)
         processor.check_bin_size(found.bin_size, "the training data")
         config = RPNTConfig.from_dict({**config.to_dict(), **fields})
-        loaded: Any = model_class.from_pretrained(
-            folder, config=config, use_safetensors=True, output_loading_info=True
-        )
+        loaded: Any = model_class.from_pretrained(path, config=config, output_loading_info=True)
         model, loading = loaded
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"`init` must be 'scratch' or a checkpoint that fits the options in `model`, but '{folder}' "
             f"cannot be loaded: {error}"
