@@ -1,5 +1,6 @@
 """What a push sends, leaves and refuses; and that a pushed corpus is used without this package."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -21,7 +22,16 @@ from rpnt_hf.push import plan_push, push
 CARD = "---\nlicense: mit\n---\n# A decoder\n\nLoad it as `OWNER/NAME`.\n"
 WEIGHTS = "model.safetensors"
 PACKAGE = Path(sharing_rpnt.__file__).parent
-CODE = {path.name for path in PACKAGE.glob("*_rpnt.py")} | {"objectives.py", "errors.py"}
+
+
+def imported(name: str) -> set[str]:
+    """A module and what it imports of its siblings, by its syntax."""
+    nodes = ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text()))
+    siblings = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+    return {f"{name}.py"}.union(*(imported(sibling) for sibling in siblings))
+
+
+CODE = imported("modeling_rpnt") | imported("processing_rpnt")
 SENT = {"README.md", ".eval_results/rpnt.yaml", "config.json", "preprocessor_config.json", WEIGHTS, *CODE}
 SIZES = [
     "--num-subjects", "1", "--sessions-per-subject", "2", "--num-units", "4", "--num-trials", "12",
@@ -88,6 +98,7 @@ def lab(hub, monkeypatch):
 
 def test_a_run_folder_sends_what_loads_it_and_leaves_what_trained_it(run):
     plan = plan_push(run, "org/reach")
+    assert {"attention_rpnt.py", "configuration_rpnt.py", "errors.py", "layout_rpnt.py"} < CODE
     assert set(plan.files) == SENT and set(plan.staying) == LEFT and plan.repo_type == "model"
     assert plan.files["README.md"] == CARD.replace("OWNER/NAME", "org/reach").encode()
     assert all(plan.files[name].read_bytes() == (PACKAGE / name).read_bytes() for name in CODE)
