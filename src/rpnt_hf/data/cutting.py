@@ -5,8 +5,9 @@ each observed interval where the split changes. Not for files: that is `builder.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class PreparedRecording:
         included = [index for index in range(len(trials)) if index not in reasons]
         _check_trial_lengths(recording, trials, included, config.bin_size)
         if named is None:
-            strata = [_condition(trials.iloc[index]) or "" for index in included]
+            records = trials.to_dict("records")
+            strata = [_condition(records[index]) or "" for index in included]
             drawn = draw_split(strata, key, config.seed, config.proportions)
             named = dict(zip(included, drawn, strict=True))
         splits = [named.get(index) for index in range(len(trials))]
@@ -109,6 +111,11 @@ class PreparedRecording:
         return cls(
             entry, config, trials, splits, reasons, series, are_blocks, num_blocks if are_blocks else 0
         )
+
+    @cached_property
+    def _records(self) -> list[dict[Any, Any]]:
+        """The trials as plain values; rows of a table cost a hundred times as much to look into."""
+        return self.trials.to_dict("records")
 
     def summary(self) -> dict[str, Any]:
         """Collects what the card and `rpnt_build.json` say about the recording.
@@ -240,7 +247,7 @@ class PreparedRecording:
         stop_bin: int,
     ) -> dict[str, Any]:
         """One entry of `trials`; bins are counted from the row's first one and cut to the row."""
-        trial = self.trials.iloc[index]
+        trial = self._records[index]
         scored_from, scored_to = scored_interval(trial)
         low, high = max(first_bin, first), min(stop_bin, stop)
         scored_start = -int(self._bins_before(-scored_from, -start_time))
@@ -301,21 +308,21 @@ class PreparedRecording:
         }
 
 
-def scored_interval(trial: pd.Series) -> tuple[float, float]:
+def scored_interval(trial: Mapping[Any, Any]) -> tuple[float, float]:
     """Gives the part of a trial whose bins are decoding targets.
 
     From `target_on_time`, else the go cue (`go_cue_time`, else the first time of `go_cue_time_array`), else
     the start; to `end_time`, else the stop. Columns that are missing or NaN are passed over.
 
     Args:
-        trial (`pd.Series`): Row of the trials table, times in s.
+        trial (`Mapping` or `pd.Series`): Row of the trials table, times in s.
 
     Returns:
         `tuple[float, float]`: start and end in s.
 
     Example:
         ```python
-        >>> scored_interval(pd.Series({"start_time": 1.0, "stop_time": 4.0, "go_cue_time": 2.0}))
+        >>> scored_interval({"start_time": 1.0, "stop_time": 4.0, "go_cue_time": 2.0})
         (2.0, 4.0)
 
         ```
@@ -327,7 +334,7 @@ def scored_interval(trial: pd.Series) -> tuple[float, float]:
     )
 
 
-def _go_cue_time(trial: pd.Series) -> float:
+def _go_cue_time(trial: Mapping[Any, Any]) -> float:
     """Time of the go cue, of several the first; NaN where none was given."""
     time = _number(trial, "go_cue_time")
     if np.isfinite(time) or trial.get("go_cue_time_array") is None:
@@ -393,7 +400,7 @@ def _check_coverage(
     """Refuses a series that begins after the first scored bin or ends before the last one."""
     if not len(trials):
         return
-    scored = np.array([scored_interval(trial) for _, trial in trials.iterrows()])
+    scored = np.array([scored_interval(trial) for trial in trials.to_dict("records")])
     for one in series:
         slack = bin_size + one.sample_interval
         first, last = one.timestamps[[0, -1]]
@@ -407,7 +414,7 @@ def _check_coverage(
             )
 
 
-def _number(trial: pd.Series, name: str) -> float:
+def _number(trial: Mapping[Any, Any], name: str) -> float:
     value = trial.get(name)
     return (
         float(value)
@@ -416,12 +423,12 @@ def _number(trial: pd.Series, name: str) -> float:
     )
 
 
-def _text(trial: pd.Series, name: str) -> str | None:
+def _text(trial: Mapping[Any, Any], name: str) -> str | None:
     value = trial.get(name)
     return None if value is None or (isinstance(value, float) and np.isnan(value)) else str(value)
 
 
-def _condition(trial: pd.Series, by_direction: bool = True) -> str | None:
+def _condition(trial: Mapping[Any, Any], by_direction: bool = True) -> str | None:
     """Name of the condition: `condition`, else `target_id`; for strata also the target's direction."""
     if (condition := _text(trial, "condition")) is not None:
         return condition
@@ -431,7 +438,7 @@ def _condition(trial: pd.Series, by_direction: bool = True) -> str | None:
     return f"{direction % (2 * np.pi):.3f}" if by_direction and np.isfinite(direction) else None
 
 
-def _label(trial: pd.Series) -> int:
+def _label(trial: Mapping[Any, Any]) -> int:
     """Class of a trial: `label`, else `target_id`, where that is a whole number from 0; else -1."""
     value = next(
         (number for name in ("label", "target_id") if np.isfinite(number := _number(trial, name))), -1.0

@@ -392,13 +392,14 @@ def _read_unit_ids(units: Any) -> list[str]:
 def _read_sites(nwbfile: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
     units, electrodes = nwbfile.units, nwbfile.electrodes
     group_of_unit: list[Any] = [None] * len(units)
+    # Read once: each is a reference that HDF5 looks up.
+    group_of_electrode = [] if electrodes is None else list(electrodes["group"].data[:])
     if "electrodes" in units.colnames and electrodes is not None:
         rows = (
             _ragged(units, "electrodes")
             if hasattr(units["electrodes"], "target")
             else units["electrodes"].data[:]
         )
-        group_of_electrode = list(electrodes["group"].data[:])
         firsts = [np.atleast_1d(row)[:1] for row in rows]
         group_of_unit = [group_of_electrode[int(first[0])] if len(first) else None for first in firsts]
     elif "electrode_group" in units.colnames:
@@ -422,7 +423,7 @@ def _read_sites(nwbfile: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
             axis=1,
         )
         known = np.isfinite(coordinates).all(axis=1) & bool((np.nan_to_num(coordinates) != 0).any())
-        electrode_names = np.array([group.name for group in electrodes["group"].data[:]], dtype=object)
+        electrode_names = np.array([group.name for group in group_of_electrode], dtype=object)
         for index, name in enumerate(group_names):
             chosen = known & (electrode_names == name)
             if chosen.any():
