@@ -23,6 +23,7 @@ MODES: Mapping[str, str | None] = {
     "frozen": "pretrained",
     "adapters": "pretrained",
     "units": "decoder",
+    "full from decoder": "decoder",
 }
 TRANSFERS = ("few-shot", "cross-session", "cross-task", "cross-subject")
 # Fields of RPNTConfig that differ from the recipe, one arm each; "all" is the recipe itself.

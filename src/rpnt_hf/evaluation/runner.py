@@ -416,7 +416,7 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
         options |= {"init": "scratch", "mode": "full", "model": fields}
     else:
         init = _finished_base(common["out"], run.base) / "model"
-        options |= {"init": str(init), "mode": run.method, "model": dict(run.model)}
+        options |= {"init": str(init), "mode": run.method.split()[0], "model": dict(run.model)}
     results = _train("finetune", recipe.finetune, folder, **options)
     model, processor = load_decoder(str(folder / "model"))
     log_variances = None
