@@ -302,7 +302,7 @@ def test_a_number_that_is_not_there_is_an_error_that_names_it(results, configs, 
         ("decoder", ("training", "seconds"), 7200.0, "| time | 2.0 hours |"),
         ("decoder", ("training_trials",), 77, "Trained on 77 training trials"),
         ("decoder", ("new_sessions",), [], "pretrained was trained on training trials of b before."),
-        ("decoder", ("run", "commit"), None, "not run from a git checkout"),
+        ("decoder", ("run", "commit"), "c0ffee+", "c0ffee+ (+: and changes that were not committed)"),
         ("decoder", ("data", "license"), "cc-by-4.0", "| licence of the data | cc-by-4.0 |"),
         ("decoder", ("data", "tags"), ["synthetic"], "these are simulated"),
         ("decoder", ("data", "split_options"), None, "How it was split the dataset does not say"),
@@ -317,6 +317,11 @@ def test_changed_results_change_the_card(results, configs, kind, place, value, s
     text = str(render_card(changed(results[kind], place, value), configs[kind], kind))
     assert shown not in whole
     assert shown in text
+
+
+def test_a_run_outside_a_checkout_says_so_instead_of_a_commit(results, configs):
+    text = str(render_card(changed(results["decoder"], ("run", "commit")), configs["decoder"], "decoder"))
+    assert "| commit of `rpnt_hf` | not run from a git checkout |" in text
 
 
 def test_a_split_file_is_named_in_the_card(results, configs):
