@@ -503,6 +503,7 @@ def test_an_empty_folder_is_filled(tmp_path):
         ({"context_length": -1.0}, ConfigurationError, "`context_length` must be at least 0, got -1.0"),
         ({"guard": float("nan")}, ConfigurationError, "`guard` must be at least 0, got nan"),
         ({"block_length": 0.0}, ConfigurationError, "`block_length` must be above 0 s"),
+        ({"license": "CC BY 4.0"}, ConfigurationError, "`license` must be an identifier in lower case"),
     ],
 )
 def test_options_out_of_range_are_refused(config, error, message):

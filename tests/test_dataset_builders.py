@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import re
 import sys
 
 import datasets
 import numpy as np
 import pytest
+from huggingface_hub import DatasetCard
 from nwb_files import reach_file, series, write_nwb
 from pynwb.behavior import SpatialSeries
 
@@ -55,7 +57,7 @@ def test_an_unknown_builder_is_answered_with_the_closest():
     ):
         load_builder("perich_mill")
     with pytest.raises(
-        ConfigurationError, match="must lie in training or dataset_builders, got 'src/rpnt_hf'"
+        ConfigurationError, match="must lie in training or dataset_builders or model_cards, got 'src/rpnt_hf'"
     ):
         find_script("src/rpnt_hf")
 
@@ -80,6 +82,36 @@ def test_center_out_and_random_target_are_parts_of_the_corpus(tmp_path):
     assert {trial["scored_stop_bin"] - trial["start_bin"] for trial in trials} == {18}
     assert json.loads(trials[0]["trial_columns"])["go_cue_time_array"][3] is None
     assert "Perich and Miller" in (folder / "README.md").read_text()
+
+
+def test_the_card_says_where_recordings_come_from_and_what_they_hold(tmp_path):
+    (tmp_path / "000688" / "sub-C").mkdir(parents=True)
+    path = reach_file(tmp_path / "000688" / "sub-C" / CENTER_OUT)
+    (tmp_path / "000688" / "dandiset.yaml").write_text(
+        "identifier: DANDI:000688\nversion: 0.250122.1735\nname: Reaching\nlicense:\n- spdx:CC-BY-4.0\n"
+        "citation: Perich et al.\n"
+    )
+    options = ("--nwb-dir", path.parent, "--bin-size", 0.1)
+    card = DatasetCard.load(run("perich_miller", *options, "--out", tmp_path / "out") / "README.md")
+    build = json.loads((tmp_path / "out" / "rpnt_build.json").read_text())
+    source = build["sessions"][0]["source"]
+    assert card.data.license == "cc-by-4.0" and card.data.size_categories == ["n<1K"]
+    facts = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card.text, re.MULTILINE))
+    assert facts["source"] == "DANDI:000688 0.250122.1735 Reaching" and facts["cite"] == "Perich et al."
+    assert facts["subjects"] == "X" and facts["sessions"] == "1" and facts["units"] == "3"
+    assert facts["behaviour"] == "cursor_vel_x (cm/s), cursor_vel_y (cm/s)"
+    assert facts["split"].startswith(
+        "trials drawn at random by session and condition, 0.7 : 0.1 : 0.2, seed 0"
+    )
+    num_bins = sum(build["sessions"][0]["bins"].values())
+    assert facts["recorded"].endswith(f"in {num_bins} bins of 0.1 s")
+    assert f"| {source['file_name']} | {source['sha256']} |" in card.text and "result F (5)" in card.text
+    (tmp_path / "000688" / "dandiset.yaml").unlink()
+    options = (*options, "--license", "cc0-1.0", "--out", tmp_path / "stated")
+    card = DatasetCard.load(run("perich_miller", *options) / "README.md")
+    assert card.data.license == "cc0-1.0" and "| source | files named below |" in card.text
+    card = DatasetCard.load(run("nwb", *options[:4], "--out", tmp_path / "unknown") / "README.md")
+    assert card.data.license is None and "| licence | not stated |" in card.text
 
 
 def test_a_split_file_excludes_nothing_beyond_itself(tmp_path):
