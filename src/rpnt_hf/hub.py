@@ -272,11 +272,11 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
             "CHECKPOINT must hold a whole decoder that this version of rpnt_hf can read, but "
             f"'{name}' cannot be loaded. Fetch or save it again. ({_first_line(error)})"
         ) from error
-    if loading["missing_keys"]:
+    stray = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
+    if stray:
         raise CheckpointError(
-            f"CHECKPOINT must hold every weight of its model, got '{name}' without "
-            f"{', '.join(sorted(loading['missing_keys']))}. Save it again, or use the version of rpnt_hf "
-            "that wrote it."
+            f"CHECKPOINT must hold every weight of its model and no other, but in '{name}' {', '.join(stray)} "
+            "is missing or left over. Save it again, or use the version of rpnt_hf that wrote it."
         )
     return model, processor
 
