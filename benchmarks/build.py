@@ -3,9 +3,9 @@
     python benchmarks/build.py --out results
 
 Recordings are simulated (Poisson spikes, one velocity, trials of 4 s) and written as NWB; `build_dataset`
-then reads, bins, cuts and writes them. The slow oracle puts spikes into bins one by one, in Python, and must give
-the same counts. Processor time is counted, so that a busy machine changes little. Peak memory is that of a
-fresh process that builds two recordings, and of one that builds eight.
+then reads, bins, cuts and writes them. The slow oracle puts spikes into bins one by one, in Python, and must
+give the same counts. Processor time is counted, so that a busy machine changes little. Peak memory is that of
+a fresh process that builds two recordings, and of one that builds eight.
 """
 
 import argparse
