@@ -14,6 +14,7 @@ Units, bin size, targets and session are inside the files: in the metadata of ON
 """
 
 import copy
+import itertools
 import json
 import logging
 import shutil
@@ -49,7 +50,8 @@ FORMAT_VERSION = 1
 PARITY = 1e-4  # of the label s.d.
 MOST_BINS = 200  # of the streams and windows that are compared
 
-Stream = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Offline = Callable[[Tensor, Tensor], Tensor]  # counts (B, S, T, N) and bin mask (B, S, T) to (B, T, K)
+Stream = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # counts (B, S, N) of the next bin to (B, K)
 
 
 def export_decoder(
@@ -109,8 +111,12 @@ def export_decoder(
         unfinished.mkdir()
         initial: dict[str, Any] = _initial_inputs(decoder, per_layer=format == "onnx")
         np.savez(unfinished / "step_state.npz", **initial)
-        write = _write_onnx if format == "onnx" else _write_torch
-        offline, step = write(decoder, description, unfinished)
+        if format == "onnx":
+            step = _write_onnx_step(decoder, description, unfinished)
+            offline = _write_onnx_offline(decoder, description, unfinished)
+        else:
+            step = _write_torch_step(decoder, description, unfinished)
+            offline = _write_torch_offline(decoder, description, unfinished)
         report = {
             "offline": _compare_offline(offline, decoder, processor, session_id, num_bins),
             "step": _compare_step(step, decoder, processor, session_id, num_bins),
@@ -229,17 +235,19 @@ def _quiet_exporter() -> Iterator[None]:
         exporter.setLevel(level)
 
 
-@torch.no_grad()
-def _write_onnx(
-    decoder: StreamingDecoder, description: dict[str, Any], folder: Path
-) -> tuple[Callable[..., Any], Stream]:
-    """Writes and opens the ONNX files: the offline model and the step as functions of arrays."""
+def _write_onnx_step(decoder: StreamingDecoder, description: dict[str, Any], folder: Path) -> Stream:
     import onnx
 
-    step = build_step_graph(decoder.prepared, decoder.batch_size, description)
-    onnx.save(step, folder / "step.onnx")
-    source = exported_step.__file__
-    shutil.copyfile(source, folder / "run_step.py")
+    graph = build_step_graph(decoder.prepared, decoder.batch_size, description)
+    onnx.save(graph, folder / "step.onnx")
+    shutil.copyfile(exported_step.__file__, folder / "run_step.py")
+    return exported_step.ExportedStep(folder).step
+
+
+@torch.no_grad()
+def _write_onnx_offline(decoder: StreamingDecoder, description: dict[str, Any], folder: Path) -> Offline:
+    import onnx
+
     with _quiet_exporter():
         program = torch.onnx.export(
             _trace_offline(decoder), dynamo=True, verbose=False, output_names=["predictions"]
@@ -248,37 +256,41 @@ def _write_onnx(
     offline = program.model_proto
     onnx.helper.set_model_props(offline, {key: json.dumps(value) for key, value in description.items()})
     onnx.save(offline, folder / "offline.onnx")
-
     session = make_session(str(folder / "offline.onnx"), num_threads=1)
-    runner = exported_step.ExportedStep(folder)
 
-    def run_offline(spike_counts: Tensor, bin_mask: Tensor) -> Tensor:
+    def run(spike_counts: Tensor, bin_mask: Tensor) -> Tensor:
         inputs = {"spike_counts": spike_counts.numpy(), "bin_mask": bin_mask.numpy()}
         return torch.from_numpy(session.run(None, inputs)[0])
 
-    return run_offline, runner.step
+    return run
+
+
+def _save_program(program: Any, description: dict[str, Any], path: Path) -> Callable[..., Any]:
+    """Writes a traced program, and loads it again."""
+    with _quiet_exporter():
+        torch.export.save(program, path, extra_files={"description.json": json.dumps(description)})
+        return torch.export.load(path).module()
 
 
 @torch.no_grad()
-def _write_torch(
-    decoder: StreamingDecoder, description: dict[str, Any], folder: Path
-) -> tuple[Callable[..., Any], Stream]:
-    """Writes and loads the `.pt2` files: the offline model and the step as functions of arrays."""
+def _write_torch_offline(decoder: StreamingDecoder, description: dict[str, Any], folder: Path) -> Offline:
+    with _quiet_exporter():
+        program = _trace_offline(decoder)
+    return _save_program(program, description, folder / "offline.pt2")
+
+
+@torch.no_grad()
+def _write_torch_step(decoder: StreamingDecoder, description: dict[str, Any], folder: Path) -> Stream:
     inputs = {name: torch.from_numpy(array) for name, array in _initial_inputs(decoder, False).items()}
     counts = torch.ones(decoder.batch_size, *decoder.prepared.units.shape[:2])
     with _quiet_exporter():
-        step = torch.export.export(_StepOfArrays(decoder.prepared), (counts,), kwargs=inputs)
-        for name, program in (("offline", _trace_offline(decoder)), ("step", step)):
-            extra = {"description.json": json.dumps(description)}
-            torch.export.save(program, folder / f"{name}.pt2", extra_files=extra)
-        offline, stepped = (
-            torch.export.load(folder / f"{name}.pt2").module() for name in ("offline", "step")
-        )
+        program = torch.export.export(_StepOfArrays(decoder.prepared), (counts,), kwargs=inputs)
+    exported = _save_program(program, description, folder / "step.pt2")
     prepared, state = decoder.prepared, StepState(*(inputs[name] for name in StepState._fields))
-    bins = iter(range(10**9))
+    bins = itertools.count()
 
     @torch.inference_mode()
-    def run_step(spike_counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(spike_counts: NDArray[np.float32]) -> NDArray[np.float32]:
         number = next(bins)
         angles = np.remainder(number * prepared.frequencies, 2 * np.pi)
         for name, turned in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
@@ -286,12 +298,12 @@ def _write_torch(
         if prepared.config.position_encoding == "sinusoidal":
             age = torch.full((len(inputs["positions"]),), number)
             inputs["positions"] = decoder.model.model.embeddings.positions(age)
-        predictions, *rows = stepped(torch.from_numpy(spike_counts), **inputs)
+        predictions, *rows = exported(torch.from_numpy(spike_counts), **inputs)
         slot = number % prepared.slots if prepared.window > 1 else -1
         push_rows(state, StepRows(*rows), slot, None, prepared.blocked)
         return predictions.numpy()
 
-    return offline, run_step
+    return run
 
 
 @torch.no_grad()
@@ -326,7 +338,7 @@ def _median_ms(run: Callable[[], Any], turns: int) -> float:
 
 
 def _compare_offline(
-    exported: Callable[..., Tensor],
+    exported: Offline,
     decoder: StreamingDecoder,
     processor: RPNTProcessor,
     session_id: str | None,

@@ -310,7 +310,7 @@ class StreamingDecoder:
             )
         if recorded.all():
             return None
-        return np.ascontiguousarray(np.broadcast_to(recorded, (self.batch_size, self.num_sites)))
+        return np.broadcast_to(recorded, (self.batch_size, self.num_sites)).copy()
 
     @torch.inference_mode()
     def step(self, counts: Any, site_mask: Any = None) -> Tensor:
