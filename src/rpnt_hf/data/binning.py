@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 # floating point.
 EDGE_TOLERANCE = 1e-6
 
+# Counts of this many bins and units are held as 64-bit numbers at a time.
+ENTRIES_AT_ONCE = 2**17
+
 # Behaviour is interpolated only between neighbouring samples, that is up to this many median sample intervals
 # apart.
 MAX_GAP_IN_SAMPLES = 1.5
@@ -111,22 +114,21 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
     ends = starts + num_bins * bin_size
     ends = np.where(np.abs(ends - stops) <= 2 * EDGE_TOLERANCE * bin_size, stops, ends)
     offsets = np.concatenate([[0], np.cumsum(num_bins)])
-    counts = np.empty((recording.num_units, offsets[-1]), dtype=np.uint8)
-    for unit, times in enumerate(recording.spike_times):
-        unit_counts = np.bincount(
-            _bin_of_spikes(times, starts, ends, num_bins, offsets, bin_size), minlength=offsets[-1]
-        )
-        if unit_counts.max() > np.iinfo(np.uint8).max:
-            fullest = int(unit_counts.argmax())
+    counts = np.empty((offsets[-1], recording.num_units), dtype=np.uint8)
+    units_at_once = int(max(ENTRIES_AT_ONCE // offsets[-1], 1))
+    for first in range(0, recording.num_units, units_at_once):
+        some = slice(first, first + units_at_once)
+        some_counts = _count(recording.spike_times[some], starts, ends, num_bins, offsets, bin_size)
+        if some_counts.max() > np.iinfo(np.uint8).max:
+            unit, fullest = np.unravel_index(some_counts.argmax(), some_counts.shape)
             interval = int(np.searchsorted(offsets, fullest, side="right")) - 1
             raise BinningError(
-                f"A bin must hold at most 255 spikes of a unit, got {unit_counts[fullest]} of unit "
-                f"'{recording.unit_ids[unit]}' in the bin of {bin_size} s at "
+                f"A bin must hold at most 255 spikes of a unit, got {some_counts.max()} of unit "
+                f"'{recording.unit_ids[first + unit]}' in the bin of {bin_size} s at "
                 f"{starts[interval] + (fullest - offsets[interval]) * bin_size:.6g} s {where}. Use smaller "
                 "bins."
             )
-        counts[unit] = unit_counts
-    counts = np.ascontiguousarray(counts.T)
+        counts[:, some] = some_counts.T
     return [
         BinnedInterval(float(start), counts[first:last], np.ones(last - first, dtype=bool), int(index))
         for index, start, first, last in zip(indices, starts, offsets[:-1], offsets[1:], strict=True)
@@ -148,23 +150,24 @@ def check_bin_size(bin_size: float) -> None:
         )
 
 
-def _bin_of_spikes(
-    times: np.ndarray,
+def _count(
+    spike_times: list[np.ndarray],
     starts: np.ndarray,
     ends: np.ndarray,
     num_bins: np.ndarray,
     offsets: np.ndarray,
     bin_size: float,
 ) -> np.ndarray:
-    """Index of each spike's bin on the grid of all intervals one after another, without spikes outside it."""
-    first, last = np.searchsorted(times, starts), np.searchsorted(times, ends)
-    num_inside = last - first
-    interval = np.repeat(np.arange(len(starts)), num_inside)
-    spike = np.arange(num_inside.sum()) + np.repeat(
-        first - np.concatenate([[0], np.cumsum(num_inside)[:-1]]), num_inside
-    )
-    position = np.floor((times[spike] - starts[interval]) / bin_size + EDGE_TOLERANCE).astype(np.int64)
-    return offsets[interval] + np.minimum(position, num_bins[interval] - 1)
+    """Counts spikes of some units on the grid of all intervals one after another: (units, bins), int64."""
+    times = np.concatenate(spike_times)
+    unit = np.repeat(np.arange(len(spike_times)), [len(one) for one in spike_times])
+    interval = np.searchsorted(starts, times, side="right") - 1
+    inside = (interval >= 0) & (times < ends[interval])
+    if not inside.all():
+        times, unit, interval = times[inside], unit[inside], interval[inside]
+    position = np.floor((times - starts[interval]) / bin_size + EDGE_TOLERANCE).astype(np.int64)
+    bin_ = unit * offsets[-1] + offsets[interval] + np.minimum(position, num_bins[interval] - 1)
+    return np.bincount(bin_, minlength=len(spike_times) * offsets[-1]).reshape(len(spike_times), offsets[-1])
 
 
 def bin_behavior(series: BehaviorSeries, start_time: float, num_bins: int, bin_size: float) -> np.ndarray:
