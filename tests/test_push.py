@@ -152,11 +152,15 @@ def test_links_to_outside_are_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("config.json", "/home/me/run", "a path of this machine, but line .* of `config.json`.*'/home/me"),
+        (
+            "config.json",
+            "/lustre/me/run",
+            "a path of this machine, but line .* of `config.json`.*./lustre/me",
+        ),
         ("preprocessor_config.json", "C:\\\\Users\\\\me", "a path of this machine.*`preprocessor_config"),
         ("README.md", "see ~/runs", "a path of this machine, but line 7 of `README.md`"),
         ("README.md", "see file:///lustre/me", "a path of this machine, but line 7 of `README.md`"),
-        (".eval_results/rpnt.yaml", "# /scratch/me", "a path of this machine, but line 2"),
+        (".eval_results/rpnt.yaml", "# /gpfs/me", "a path of this machine, but line 2"),
         ("README.md", "hf_" + "a" * 34, "an access token, but line 7 of `README.md`"),
     ],
 )

@@ -531,8 +531,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): Words after `rpnt`; those of the process where left out.
 
     Returns:
-        `int`: 0, 2 where the input was refused (`RPNTError`, or an option that does not exist), 1 where the
-        machine refused (a file, the network, a missing extra), 130 where the user interrupted.
+        `int`: 0, 2 where the input or the Hub refused (`RPNTError`), or an option does not exist, 1 where the
+        machine refused (a file, a missing extra), 130 where the user interrupted.
     """
     arguments = build_parser().parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
