@@ -275,8 +275,9 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
     stray = sorted({*loading["missing_keys"], *loading["unexpected_keys"]})
     if stray:
         raise CheckpointError(
-            f"CHECKPOINT must hold every weight of its model and no other, but in '{name}' {', '.join(stray)} "
-            "is missing or left over. Save it again, or use the version of rpnt_hf that wrote it."
+            f"CHECKPOINT must hold every weight of its model and no other, but in '{name}' "
+            f"{', '.join(stray[:5])} ({len(stray)} in all) are missing or left over. Save it again, or use "
+            "the version of rpnt_hf that wrote it."
         )
     return model, processor
 
