@@ -13,7 +13,14 @@ from rpnt_hf.data.loading import (
     view_rows,
 )
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
-from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
+from rpnt_hf.data.windows import (
+    MaskingConfig,
+    Window,
+    WindowCollator,
+    WindowDataset,
+    Windows,
+    WindowSampler,
+)
 from rpnt_hf.errors import ConfigurationError, DatasetError, InputError
 from rpnt_hf.processing_rpnt import RPNTProcessor
 
@@ -295,6 +302,116 @@ def test_slots_are_sampled_from_the_seed_of_the_window(rows):
     equal(batch, collate(rows, processor, windows))
     fixed = collate(rows, processor, windows, sample_units=False)
     assert not torch.equal(batch["spike_counts"], fixed["spike_counts"])
+
+
+def make_row(session_id, unit_sites, num_bins=60, seed=0):
+    """A row of random counts; the first bins are context, some were not observed, some lack behaviour."""
+    rng = np.random.default_rng(seed)
+    num_sites = max(unit_sites) + 1
+    behavior = rng.standard_normal((num_bins, 2)).astype(np.float32)
+    behavior[20:24] = np.nan
+    observed = np.ones(num_bins, np.uint8)
+    observed[30:33] = 0
+    return {
+        "session_id": session_id, "subject_id": None, "task": None, "recording_date": None, "bin_size": 0.05,
+        "num_bins": num_bins, "num_context_bins": 2, "start_time": 0.0, "trials": [],
+        "unit_ids": [str(n) for n in range(len(unit_sites))], "unit_sites": unit_sites,
+        "site_ids": [f"site {s}" for s in range(num_sites)], "site_positions": [[0.0, 0.0, 0.0]] * num_sites,
+        "counts": rng.integers(0, 9, (num_bins, len(unit_sites)), dtype=np.uint8).tobytes(),
+        "observed": observed.tobytes(), "behavior": behavior.tobytes(), "behavior_names": ["x", "y"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+@pytest.mark.parametrize("num_slots", [None, 2, 9])
+def test_a_batch_equals_windows_laid_out_one_by_one(num_slots, lag):
+    """Sessions of one to three sites, units in no order, rows of several lengths, windows at every edge."""
+    rows = [
+        make_row("a", [2, 0, 2, 1, 0, 2, 2]),
+        make_row("b", [0, 0, 0], 40, 1),
+        make_row("a", [2, 0, 2, 1, 0, 2, 2], 9, 2),
+    ]
+    mode = {} if num_slots is None else {"unit_embedding": "slots", "num_slots": num_slots}
+    processor = RPNTProcessor.from_rows(rows, **mode)
+    windows = [
+        Window(0, 25, 45, 30, 1),
+        Window(1, 0, 15, 2, 2),
+        Window(2, 0, 9, 0, 3),
+        Window(0, 50, 60, 50, 4),
+    ]
+    means = {"a": np.arange(7.0), "b": np.arange(3.0)}
+    dataset = WindowDataset(rows, lag)
+    collator = WindowCollator(rows, processor, sample_units=False, mean_counts=means)
+    batch = collator(dataset.__getitems__(windows))
+    assert batch["spike_counts"].shape[:3] == (4, 3, 20) and batch["spike_counts"].dtype == torch.uint8
+    for b, window in enumerate(windows):
+        row, inside = rows[window.row], slice(window.start, window.stop)
+        sites, size = len(row["site_ids"]), window.stop - window.start
+        index, unit_ids, unit_mask = processor.unit_layout(
+            row["session_id"], np.array(row["unit_sites"]), sites
+        )
+        units = index.shape[1]
+        expected = {
+            "spike_counts": np.moveaxis(row_counts(row)[inside][:, index] * unit_mask, 0, 1),
+            "unit_ids": unit_ids,
+            "unit_mask": unit_mask,
+            "mean_counts": means[row["session_id"]][index] * unit_mask,
+            "bin_mask": np.broadcast_to(np.frombuffer(row["observed"], np.uint8)[inside] > 0, (sites, size)),
+        }
+        for name, value in expected.items():
+            cut = batch[name][b, :sites]
+            cut = cut[:, :size] if name in ("spike_counts", "bin_mask") else cut
+            cut = cut if name == "bin_mask" else cut[..., :units]
+            np.testing.assert_array_equal(cut, value)
+            assert batch[name][b].sum() == value.sum()  # nothing but zeros beyond
+        sample = dataset[window]
+        assert batch["label_mask"][b].sum() == sample.label_mask.sum()
+        np.testing.assert_array_equal(batch["label_mask"][b, :size], sample.label_mask)
+        learned = sample.label_mask
+        np.testing.assert_array_equal(batch["labels"][b, :size][learned], sample.behavior[learned])
+        assert not batch["labels"][b][~batch["label_mask"][b]].any()
+
+
+def test_unit_samples_are_uniform_keep_their_order_and_fill_slots_as_far_as_they_go():
+    """Nine units in one site and two in the other, four slots."""
+    rows = [make_row("a", [0] * 9 + [1] * 2)]
+    processor = RPNTProcessor.from_rows(rows, unit_embedding="slots", num_slots=4)
+    # Each unit has a count of its own, which names it.
+    rows[0]["counts"] = np.tile(np.arange(1, 12, dtype=np.uint8), (60, 1)).tobytes()
+    windows = [Window(0, 0, 3, 0, seed) for seed in range(6000)]
+    batch = WindowCollator(rows, processor)(WindowDataset(rows).__getitems__(windows))
+    drawn, filled = batch["spike_counts"][:, :, 0], batch["unit_mask"]
+    assert (
+        filled[:, 0].all()
+        and (filled[:, 1].sum(dim=1) == 2).all()
+        and (drawn[:, 1, :2] == torch.tensor([10, 11])).all()
+    )
+    assert (drawn[:, 0].diff(dim=1) > 0).all() and drawn[:, 0].max() == 9
+    often = torch.bincount(drawn[:, 0].flatten().long(), minlength=10)[1:] / len(windows)
+    torch.testing.assert_close(often, torch.full((9,), 4 / 9), atol=0.025, rtol=0)
+    pairs = torch.stack([(drawn[:, 0] == a).any(1) & (drawn[:, 0] == a + 1).any(1) for a in range(1, 9)])
+    torch.testing.assert_close(pairs.float().mean(dim=1), torch.full((8,), 1 / 6), atol=0.025, rtol=0)
+
+
+def test_spike_dropout_keeps_each_spike_with_the_probability_of_its_unit():
+    rows = [make_row("a", [0, 0, 0, 1])]
+    rows[0]["counts"] = np.full((60, 4), 40, np.uint8).tobytes()
+    processor = RPNTProcessor.from_rows(rows)
+    windows = [Window(0, 0, 50, 0, seed) for seed in range(300)]
+    batch = WindowCollator(rows, processor, spike_dropout=0.6)(WindowDataset(rows).__getitems__(windows))
+    counts = batch["spike_counts"].double().swapaxes(2, 3)[batch["unit_mask"]]  # (windows x units, bins)
+    kept = counts.mean(dim=1) / 40
+    assert 0.36 < kept.min() < 0.42 and kept.max() > 0.98
+    assert abs(kept.mean() - 0.7) < 0.02  # uniform from 0.4 to 1
+    binomial = (kept * (1 - kept) / 40).sqrt() * 40
+    assert abs((counts.std(dim=1) / binomial)[kept < 0.95].mean() - 1) < 0.05
+
+
+def test_windows_are_a_sequence_that_can_be_filled_up():
+    windows = Windows.of([Window(0, 1, 2, 1, 2**63 - 1), Window(3, 4, 5, 4, 6)])
+    assert windows[0] == Window(0, 1, 2, 1, 2**63 - 1) and windows[-1] == list(windows)[1]
+    assert windows[1:] + [*windows[:1]] == Windows.of(list(windows)[::-1])
+    assert [*windows] != [*windows[1:]] and windows != windows[1:]
 
 
 def test_labels_can_come_later_than_counts(rows):

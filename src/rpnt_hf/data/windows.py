@@ -565,15 +565,18 @@ class WindowCollator:
         """Thins each unit of (B, S, T, N) at a rate of its own; Poisson counts stay Poisson."""
         places = _places(spike_counts[:, :, 0])
         lost = uniforms(seeds[:, None, None], "spike dropout share", places) * self.spike_dropout
-        window, site, bin_, unit = np.nonzero(spike_counts)
-        counts = spike_counts[window, site, bin_, unit]
-        entry = np.repeat(np.arange(len(counts)), counts)
-        spike = np.arange(len(entry)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
-        counters = (((places[site, unit] << 24) + bin_)[entry] << 8) + spike
-        draws = uniforms(seeds[window[entry]], "spike dropout", counters)
-        kept = draws >= lost[window, site, unit][entry]
+        window, entry = np.nonzero(spike_counts.reshape(len(seeds), -1))  # entries are (S, T, N), flat
+        counts = spike_counts.reshape(len(seeds), -1)[window, entry]
+        spike_of = np.repeat(np.arange(len(counts)), counts)
+        spike = np.arange(len(spike_of)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
+        # Each entry is numbered by site, unit and bin, as if there were no padding.
+        bins = np.arange(spike_counts.shape[2])[:, None]
+        number = (((places[:, None] << 24) + bins) << 8).ravel()[entry]
+        lost = np.broadcast_to(lost[:, :, None], spike_counts.shape).reshape(len(seeds), -1)[window, entry]
+        draws = uniforms(seeds[window][spike_of], "spike dropout", number[spike_of] + spike)
+        kept = np.bincount(spike_of[draws >= lost[spike_of]], minlength=len(counts))
         thinned = np.zeros_like(spike_counts)
-        thinned[window, site, bin_, unit] = np.bincount(entry[kept], minlength=len(counts))
+        thinned.reshape(len(seeds), -1)[window, entry] = kept
         return thinned
 
 
