@@ -393,6 +393,26 @@ def test_unit_samples_are_uniform_keep_their_order_and_fill_slots_as_far_as_they
     torch.testing.assert_close(pairs.float().mean(dim=1), torch.full((8,), 1 / 6), atol=0.025, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"num_slots": 2}, {"unit_dropout": 0.5}, {"spike_dropout": 0.9}, {"masking": MaskingConfig()}],
+    ids=str,
+)
+def test_what_is_drawn_does_not_depend_on_wider_or_longer_neighbours(options):
+    rows = [make_row("a", [1, 0, 1, 1, 0]), make_row("b", [0, 1, 2] + [0] * 8)]
+    options = dict(options)
+    slots = options.pop("num_slots", None)
+    mode = {"unit_embedding": "slots", "num_slots": slots} if slots else {}
+    collator = WindowCollator(rows, RPNTProcessor.from_rows(rows, **mode), **options)
+    dataset = WindowDataset(rows)
+    windows = [Window(0, 0, 20, 0, seed) for seed in range(20)]
+    alone = collator(dataset.__getitems__(windows))
+    together = collator(dataset.__getitems__([Window(1, 0, 50, 0, 99), *windows]))
+    for name, value in alone.items():
+        inside = (slice(1, None), *(slice(size) for size in value.shape[1:]))
+        torch.testing.assert_close(together[name][inside], value, rtol=0, atol=0, equal_nan=True)
+
+
 def test_spike_dropout_keeps_each_spike_with_the_probability_of_its_unit():
     rows = [make_row("a", [0, 0, 0, 1])]
     rows[0]["counts"] = np.full((60, 4), 40, np.uint8).tobytes()
@@ -410,7 +430,7 @@ def test_spike_dropout_keeps_each_spike_with_the_probability_of_its_unit():
 def test_windows_are_a_sequence_that_can_be_filled_up():
     windows = Windows.of([Window(0, 1, 2, 1, 2**63 - 1), Window(3, 4, 5, 4, 6)])
     assert windows[0] == Window(0, 1, 2, 1, 2**63 - 1) and windows[-1] == list(windows)[1]
-    assert windows[1:] + [*windows[:1]] == Windows.of(list(windows)[::-1])
+    assert windows[1:].__add__([windows[0]]) == Windows.of(list(windows)[::-1])
     assert [*windows] != [*windows[1:]] and windows != windows[1:]
 
 
