@@ -162,7 +162,8 @@ units = json.loads(extra["description.json"])["units"]
 step = torch.export.load(sys.argv[1] + "/step.pt2").module()
 state = {name: torch.from_numpy(array) for name, array in np.load(sys.argv[1] + "/step_state.npz").items()}
 first = step(inputs["spike_counts"][:1, :, 0], **state)[0]
-print(json.dumps({"outputs": program(inputs["spike_counts"], inputs["bin_mask"]).tolist(), "units": units, "first": first[0].tolist()}))
+outputs = program(inputs["spike_counts"], inputs["bin_mask"])
+print(json.dumps({"outputs": outputs.tolist(), "units": units, "first": first[0].tolist()}))
 """
 
 

@@ -9,9 +9,9 @@ and the state in, behaviour and new state out).
   process with torch alone. The step takes `spike_counts`, and the arrays of `step_state.npz` by name; it
   returns `predictions` and the fields of `StepRows`, and `streaming_step.push_rows` says where those go.
 
-The offline model takes `spike_counts` (batch, sites, bins, units), with units placed as `unit_index` says, and
-`bin_mask` (batch, sites, bins), True where a bin was recorded; it returns `predictions` (batch, bins, targets).
-Attention is dense there: memory grows with the square of the bins.
+The offline model takes `spike_counts` (batch, sites, bins, units), with units placed as `unit_index` says,
+and `bin_mask` (batch, sites, bins), True where a bin was recorded; it returns `predictions` (batch, bins,
+targets). Attention is dense there: memory grows with the square of the bins.
 
 Units, bin size, targets and session are inside the files: in the metadata of ONNX models, and as
 `description.json` in `.pt2`. Both formats compute in fp32 on the CPU.

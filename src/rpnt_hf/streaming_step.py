@@ -12,7 +12,7 @@ size, `P` = d/2 rotation pairs, `A` anchors, `Kq`, `Kk` kernel taps, `E` = Kk * 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -314,7 +314,7 @@ class StreamingStep(nn.Module):
         layer: LayerWeights,
         rotation: tuple[Tensor, Tensor],
         key_bias: Tensor,
-        state: tuple[Tensor, ...],
+        state: Sequence[Tensor],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """One layer at one bin, (R, D) -> (R, D), and what it adds to its state."""
         config = self.config
@@ -434,8 +434,8 @@ class StreamingStep(nn.Module):
         rotation = self._turn(cos, sin)
         key_bias = state.key_bias[:, None].expand(-1, self.config.num_attention_heads, -1).flatten(0, 1)
         rows: list[tuple[Tensor, ...]] = []
-        for index, layer in enumerate(self.temporal):
-            past = tuple(ring[index] for ring in state[2:])
+        layers = zip(self.temporal, *(part.unbind(0) for part in state[2:]), strict=True)
+        for layer, *past in layers:
             hidden, new = self._temporal_layer(hidden, layer, rotation, key_bias[:, None], past)
             rows.append(new)
         stacked = (torch.stack(parts) for parts in zip(*rows, strict=True))
