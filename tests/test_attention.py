@@ -6,16 +6,16 @@ import pytest
 import torch
 from reference_rpnt import reference_temporal_attention
 
-from rpnt_hf import attention_rpnt
+from rpnt_hf import fused_attention_rpnt
 from rpnt_hf.attention_rpnt import (
     RPNTRotaryEmbedding,
     RPNTSpatialAttention,
     RPNTTemporalAttention,
-    causal_attention,
     rotate,
     windowed_sum,
 )
 from rpnt_hf.configuration_rpnt import MRoPEAxisConfig, RPNTConfig
+from rpnt_hf.fused_attention_rpnt import context_attention
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTModel
 
 CASES = {
@@ -66,7 +66,7 @@ def trained_attention(config):
 @pytest.mark.parametrize("block", [128, 4], ids=["one block", "blockwise"])
 @pytest.mark.parametrize("case", CASES)
 def test_fused_attention_equals_the_loop_oracle_in_values_and_gradients(case, block, monkeypatch):
-    monkeypatch.setattr(attention_rpnt, "QUERY_BLOCK", block)
+    monkeypatch.setattr(fused_attention_rpnt, "QUERY_BLOCK", block)
     config = small_config(**CASES[case])
     module = trained_attention(config)
     num_bins = 11
@@ -102,16 +102,21 @@ def test_fused_attention_equals_the_loop_oracle_in_values_and_gradients(case, bl
         torch.testing.assert_close(fused_gradient, looped_gradient, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("window", [None, 7, 40])
-def test_blockwise_attention_passes_the_numerical_gradient_check(window, monkeypatch):
-    monkeypatch.setattr(attention_rpnt, "QUERY_BLOCK", 3)
+@pytest.mark.parametrize("taps", [None, (2, 3)], ids=["plain", "kernels"])
+@pytest.mark.parametrize("window", [None, 3, 40])
+def test_attention_over_blocks_passes_the_numerical_gradient_check(window, taps, monkeypatch):
+    monkeypatch.setattr(fused_attention_rpnt, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(fused_attention_rpnt, "CHUNK", 30)
     query, key, value = (
         torch.randn(1, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (8, 10, 10)
     )
-    mask = torch.ones(1, 1, 10, dtype=torch.bool)
-    mask[0, 0, 4] = False
+    mask = torch.ones(1, 8, dtype=torch.bool)
+    mask[0, 2] = False
+    inputs = [query, key, value]
+    if taps:
+        inputs.append(torch.rand(1, 2, 8, *taps, dtype=torch.float64, requires_grad=True))
     assert torch.autograd.gradcheck(
-        lambda q, k, v: causal_attention(q, k, v, mask, 2, window)[0], (query, key, value)
+        lambda q, k, v, w=None: context_attention(q, k, v, w, mask, 2, window)[0], inputs
     )
 
 

@@ -1,9 +1,9 @@
-"""Positions and attention of RPNT: rotary metadata axes, causal context kernels, and the attention they feed.
+"""Positions and attention of RPNT: rotary metadata axes, causal context kernels, and the layers they feed.
 
-Functions and modules on tensors; how layers are stacked is in `modeling_rpnt.py`.
+How scores are computed is in `fused_attention_rpnt.py`, how layers are stacked in `modeling_rpnt.py`.
 
 Legend: `B` batch, `S` sites, `T` bins, `H` heads, `d` head size, `P` = d/2 rotation pairs, `A` anchors,
-`Kq`, `Kk` kernel taps over queries and keys, `E` = Kk * d width of fused queries and keys.
+`Kq`, `Kk` kernel taps over queries and keys.
 """
 
 import math
@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_rpnt import SITE_AXES, RPNTConfig
-
-QUERY_BLOCK = 128  # queries per block of the blockwise attention; longer sequences never see a T x T tensor
+from .fused_attention_rpnt import at_least_fp32, context_attention, fuse_queries
 
 
 class RPNTRotaryEmbedding(nn.Module):
@@ -135,10 +134,6 @@ class RPNTRotaryEmbedding(nn.Module):
         return torch.tensor(allowed + allowed, device=device)
 
 
-def _at_least_fp32(states: Tensor) -> Tensor:
-    return states.to(torch.promote_types(states.dtype, torch.float32))
-
-
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates channel pairs `(i, i + d/2)`; fp32 inside whatever the type of `states`.
 
@@ -150,13 +145,8 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         `torch.FloatTensor` of shape `(..., d)`, in the type of `states`.
     """
-    first, second = _at_least_fp32(states).chunk(2, dim=-1)
+    first, second = at_least_fp32(states).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
-
-
-def shift_bins(states: Tensor, bins: int) -> Tensor:
-    """Moves `(..., T, C)` later by `bins`, with zeros before the first bin."""
-    return states if bins == 0 else F.pad(states, (0, 0, bins, 0))[..., : states.shape[-2], :]
 
 
 def windowed_sum(terms: Tensor, window: int | None) -> Tensor:
@@ -211,7 +201,7 @@ class RPNTContextKernel(nn.Module):
             `torch.FloatTensor` of shape `(B, S, T, context_size + 1)`; 0 where nothing was recorded.
         """
         context = F.gelu(self.norm(self.context_proj(hidden_states)))
-        weight = torch.exp(8 * torch.tanh(_at_least_fp32(self.score(context)) / 8))
+        weight = torch.exp(8 * torch.tanh(at_least_fp32(self.score(context)) / 8))
         if bin_mask is not None:
             weight = weight * bin_mask[..., None]
         return torch.cat([weight * context, weight], dim=-1)
@@ -227,160 +217,16 @@ class RPNTContextKernel(nn.Module):
             `torch.FloatTensor` of shape `(B, S, H, T, Kq, Kk)`, non-negative, summing to 1 over the last two.
         """
         context = sums[..., :-1] / sums[..., -1:].clamp_min(1e-30)
-        logits = _at_least_fp32(self.kernel_proj(context.to(dtype))) + self.kernel_bias
-        weights = logits.unflatten(-1, (-1, math.prod(self.kernel_size))).softmax(dim=-1)
-        return weights.transpose(2, 3).unflatten(-1, self.kernel_size)
+        # Bins last in memory: a softmax over nine neighbours in memory costs five times as much.
+        logits = self.kernel_proj(context.to(dtype)).transpose(-1, -2).contiguous()
+        logits = at_least_fp32(logits) + self.kernel_bias[:, None]
+        weights = logits.unflatten(-2, (-1, math.prod(self.kernel_size))).softmax(dim=-2)
+        return weights.unflatten(-2, self.kernel_size).movedim(-1, 3)
 
     def forward(self, hidden_states: Tensor, bin_mask: Tensor | None) -> Tensor:
         """Makes the kernels of all bins: (B, S, T, D) -> (B, S, H, T, Kq, Kk)."""
         sums = windowed_sum(self.context_terms(hidden_states, bin_mask), self.window)
         return self.kernels(sums, hidden_states.dtype)
-
-
-def fuse_queries(query: Tensor, kernel: Tensor) -> Tensor:
-    """`Q'[t] = concat_j sum_i w_t[i, j] q[t - i]`: (B, S, H, T, d) -> (B, S, H, T, Kk * d)."""
-    fused = kernel[..., 0, :, None] * query[..., None, :]
-    for tap in range(1, kernel.shape[-2]):
-        fused = fused + kernel[..., tap, :, None] * shift_bins(query, tap)[..., None, :]
-    return fused.flatten(-2)
-
-
-def fuse_keys(key: Tensor, key_taps: int) -> Tensor:
-    """`K'[u] = concat_j k[u - j]`: (B, S, H, T, d) -> (B, S, H, T, Kk * d)."""
-    return torch.cat([shift_bins(key, tap) for tap in range(key_taps)], dim=-1)
-
-
-def _allowed_keys(
-    first_query: int,
-    num_queries: int,
-    first_key: int,
-    num_keys: int,
-    num_anchors: int,
-    window: int | None,
-    device: Any,
-) -> Tensor:
-    """(queries, anchors + keys), True where a query bin may look: at anchors, and back inside the window."""
-    queries = torch.arange(first_query, first_query + num_queries, device=device)[:, None]
-    keys = torch.arange(first_key, first_key + num_keys, device=device)[None]
-    allowed = keys <= queries
-    if window is not None:
-        allowed = allowed & (keys > queries - window)
-    return F.pad(allowed, (num_anchors, 0), value=True)
-
-
-def _block_scores(
-    query: Tensor,
-    key: Tensor,
-    key_mask: Tensor | None,
-    start: int,
-    stop: int,
-    num_anchors: int,
-    window: int | None,
-) -> tuple[Tensor, slice]:
-    """Masked scores of query bins `start:stop` with anchors and the bins in reach, and the slice of those."""
-    first_key = 0 if window is None else max(0, start - window + 1)
-    reach = slice(num_anchors + first_key, num_anchors + stop)
-    keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
-    scores = _at_least_fp32(query[..., start:stop, :] @ keys.transpose(-1, -2))
-    allowed = _allowed_keys(
-        start, stop - start, first_key, stop - first_key, num_anchors, window, query.device
-    )
-    if key_mask is not None:
-        allowed = (
-            allowed & torch.cat([key_mask[..., :num_anchors], key_mask[..., reach]], dim=-1)[..., None, :]
-        )
-    # A finite floor keeps rows without any allowed key free of NaN; such rows are bins before the recording.
-    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min / 2), reach
-
-
-class _BlockwiseAttention(torch.autograd.Function):
-    """Causal attention one block of queries at a time; the backward pass makes each block's scores again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None,
-        num_anchors: int,
-        window: int | None,
-    ) -> Tensor:
-        outputs, log_sums = [], []
-        for start in range(0, query.shape[-2], QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, query.shape[-2])
-            scores, reach = _block_scores(query, key, key_mask, start, stop, num_anchors, window)
-            log_sum = scores.logsumexp(dim=-1, keepdim=True)
-            values = torch.cat([value[..., :num_anchors, :], value[..., reach, :]], dim=-2)
-            outputs.append((scores - log_sum).exp().to(value.dtype) @ values)
-            log_sums.append(log_sum)
-        output = torch.cat(outputs, dim=-2)
-        ctx.save_for_backward(query, key, value, key_mask, output, torch.cat(log_sums, dim=-2))
-        ctx.num_anchors, ctx.window = num_anchors, window
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, key_mask, output, log_sums = ctx.saved_tensors
-        num_anchors = ctx.num_anchors
-        grad_query, grad_key, grad_value = (
-            torch.empty_like(query),
-            torch.zeros_like(key),
-            torch.zeros_like(value),
-        )
-        grad_output = grad_output.to(value.dtype)
-        row_sums = (grad_output * output).sum(dim=-1, keepdim=True, dtype=log_sums.dtype)
-        for start in range(0, query.shape[-2], QUERY_BLOCK):
-            rows = slice(start, min(start + QUERY_BLOCK, query.shape[-2]))
-            scores, reach = _block_scores(
-                query, key, key_mask, rows.start, rows.stop, num_anchors, ctx.window
-            )
-            weights = (scores - log_sums[..., rows, :]).exp()
-            keys = torch.cat([key[..., :num_anchors, :], key[..., reach, :]], dim=-2)
-            values = torch.cat([value[..., :num_anchors, :], value[..., reach, :]], dim=-2)
-            grad_weights = (grad_output[..., rows, :] @ values.transpose(-1, -2)).to(weights.dtype)
-            grad_scores = (weights * (grad_weights - row_sums[..., rows, :])).to(query.dtype)
-            grad_query[..., rows, :] = grad_scores @ keys
-            for total, part in (
-                (grad_key, grad_scores.transpose(-1, -2) @ query[..., rows, :]),
-                (grad_value, weights.to(value.dtype).transpose(-1, -2) @ grad_output[..., rows, :]),
-            ):
-                total[..., :num_anchors, :] += part[..., :num_anchors, :]
-                total[..., reach, :] += part[..., num_anchors:, :]
-        return grad_query, grad_key, grad_value, None, None, None
-
-
-def causal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    num_anchors: int,
-    window: int | None,
-    return_weights: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attends to anchors and to earlier bins in the window; long sequences never make a T x T tensor.
-
-    Args:
-        query (`torch.FloatTensor` of shape `(..., T, E)`): Queries, already divided by the square root of the
-            head size.
-        key (`torch.FloatTensor` of shape `(..., A + T, E)`): Keys, anchors leading.
-        value (`torch.FloatTensor` of shape `(..., A + T, d)`): Values, anchors leading.
-        key_mask (`torch.BoolTensor` of shape `(..., A + T)`, *optional*): True where a key may be attended.
-        num_anchors (`int`): Leading keys that every query sees.
-        window (`int`, *optional*): Bins that a query sees, its own included; None for all earlier ones.
-        return_weights (`bool`, *optional*, defaults to `False`):
-            Whether to return the weights, in one dense block.
-
-    Returns:
-        `tuple`: output `(..., T, d)` and, where asked, weights `(..., T, A + T)`.
-    """
-    num_bins = query.shape[-2]
-    if num_bins > QUERY_BLOCK and not return_weights:
-        return _BlockwiseAttention.apply(query, key, value, key_mask, num_anchors, window), None
-    scores, _ = _block_scores(query, key, key_mask, 0, num_bins, num_anchors, window)
-    weights = scores.softmax(dim=-1).to(value.dtype)
-    return weights @ value, weights if return_weights else None
 
 
 class RPNTAttention(nn.Module):
@@ -430,32 +276,33 @@ class RPNTTemporalAttention(RPNTAttention):
         bin_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, T, D) -> (B, S, T, D) and, with eager attention, weights (B, S, H, T, A + T)."""
-        query, key, value = self.project(hidden_states, bin_mask).transpose(-3, -2)  # each (B, S, H, T, d)
-        query = rotate(query, *rotation) / math.sqrt(self.head_size)
-        key = rotate(key, *rotation)
-        key_taps = self.config.context_attention.taps[1]
-        if self.config.context_attention.enabled:
-            kernel = self.context_kernel(hidden_states, bin_mask)
-            query, key = fuse_queries(query, kernel), fuse_keys(key, key_taps)
-        query, key = query.to(value.dtype), key.to(value.dtype)
+        B, S = hidden_states.shape[:2]
+        cos, sin = rotation
+        if bin_mask is not None:  # queries and keys are 0 before the recording
+            recorded = bin_mask[:, :, None, :, None]
+            cos, sin = cos * recorded, sin * recorded
+        qkv = self.project(hidden_states, None).transpose(-3, -2)  # (3, B, S, H, T, d)
+        query, key = rotate(qkv[:2], cos, sin).flatten(1, 2)
+        value = qkv[2].flatten(0, 1)
         if self.num_anchors:
             anchor_key, anchor_value = self.anchors(channels, value)
-            shape = (*value.shape[:2], -1, -1, -1)
-            key = torch.cat([anchor_key.repeat(1, 1, key_taps).expand(shape), key], dim=-2)
-            value = torch.cat([anchor_value.expand(shape), value], dim=-2)
-        key_mask = (
-            None if bin_mask is None else F.pad(bin_mask, (self.num_anchors, 0), value=True)[:, :, None]
-        )
-        output, weights = causal_attention(
+            key = torch.cat([anchor_key.expand(B * S, -1, -1, -1), key], dim=-2)
+            value = torch.cat([anchor_value.expand(B * S, -1, -1, -1), value], dim=-2)
+        kernel = None
+        if self.config.context_attention.enabled:
+            kernel = self.context_kernel(hidden_states, bin_mask).flatten(0, 1)
+        output, weights = context_attention(
             query,
             key,
             value,
-            key_mask,
+            kernel,
+            None if bin_mask is None else bin_mask.flatten(0, 1),
             self.num_anchors,
             self.config.attention_window,
             return_weights=self.config._attn_implementation == "eager",
         )
-        return self.o_proj(output.transpose(-3, -2).flatten(-2)), weights
+        output = output.transpose(1, 2).reshape(hidden_states.shape)
+        return self.o_proj(output), None if weights is None else weights.unflatten(0, (B, S))
 
 
 def eager_attention_forward(
@@ -514,10 +361,7 @@ __all__ = [
     "RPNTRotaryEmbedding",
     "RPNTSpatialAttention",
     "RPNTTemporalAttention",
-    "causal_attention",
-    "fuse_keys",
     "fuse_queries",
     "rotate",
-    "shift_bins",
     "windowed_sum",
 ]
