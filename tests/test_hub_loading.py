@@ -206,7 +206,7 @@ def check(results, expected, jobs):
     names = {suffixed for name, *_ in jobs for suffixed in (name, f"{name} states")}
     with np.load(results) as loaded:
         assert set(loaded) - {"merged"} == names
-        for name in names:
+        for name in sorted(names):
             np.testing.assert_array_equal(loaded[name], expected[name], err_msg=name)
         if "merged" in loaded:  # sums of weights, where peft sums what they give
             np.testing.assert_allclose(loaded["merged"], expected["adapter"], atol=1e-5)
