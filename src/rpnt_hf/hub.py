@@ -142,8 +142,8 @@ def load_decoder(checkpoint: str | Path) -> tuple[Any, Any]:
     """Loads a trained decoder and its processor.
 
     Args:
-        checkpoint (`str` or `Path`): Folder, or id on the Hub, at a revision where it ends in "@REVISION".
-            Also that of an adapter, whose base is then loaded too.
+        checkpoint (`str` or `Path`): Folder, name of a reference checkpoint, or id on the Hub, at a revision
+            where it ends in "@REVISION". Also that of an adapter, whose base is then loaded too.
 
     Returns:
         `tuple`: The `RPNTForMotorDecoding` and its `RPNTProcessor`.

@@ -1,7 +1,7 @@
 """Finds the scripts that travel with the package, and imports them by path.
 
-`training/`, `dataset_builders/` and `model_cards/` lie at the root of a checkout, and inside the installed
-wheel. Not for user code.
+`training/`, `dataset_builders/`, `model_cards/` and `reference_checkpoints/` lie at the root of a checkout, and
+inside the installed wheel. Not for user code.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from types import ModuleType
 
 from rpnt_hf.errors import ConfigurationError, closest_names
 
-SCRIPT_FOLDERS = ("training", "dataset_builders", "model_cards")
+SCRIPT_FOLDERS = ("training", "dataset_builders", "model_cards", "reference_checkpoints")
 
 
 def find_script(name: str) -> Path:
@@ -34,6 +34,24 @@ def find_script(name: str) -> Path:
         f"A script must lie in {' or '.join(SCRIPT_FOLDERS)}, got '{name}', which is neither beside the "
         f"package nor in it ('{package}'). Install the package again, or run from a checkout."
     )
+
+
+def find_reference_checkpoint(name: str) -> Path | None:
+    """Finds a checkpoint that came with the package.
+
+    Args:
+        name (`str`): Its name, for example `"rpnt-tiny-synthetic-decoder"`.
+
+    Returns:
+        `Path` or `None`: its folder, or None where there is none of that name.
+    """
+    if name != Path(name).name:
+        return None
+    try:
+        folder = find_script(f"reference_checkpoints/{name}")
+    except ConfigurationError:
+        return None
+    return folder if (folder / "config.json").is_file() else None
 
 
 def load_script(name: str) -> ModuleType:
