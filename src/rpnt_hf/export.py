@@ -177,8 +177,9 @@ def _initial_inputs(decoder: StreamingDecoder, per_layer: bool) -> dict[str, NDA
     for name, array in state.items():
         layered = name not in ("key_bias", "tokens")
         inputs |= {f"{name}_{i}": part for i, part in enumerate(array)} if layered else {name: array}
-    used = {node.name for node in build_step_graph(step, decoder.batch_size).graph.input}
-    return {name: array for name, array in inputs.items() if name in used}
+    graph = build_step_graph(step, decoder.batch_size).graph
+    shapes = {node.name: [size.dim_value for size in node.type.tensor_type.shape.dim] for node in graph.input}
+    return {name: array.reshape(shapes[name]) for name, array in inputs.items() if name in shapes}
 
 
 class _StepOfArrays(nn.Module):

@@ -100,12 +100,12 @@ class ExportedStep:
             queries, recent, context = (f"{name}_{layer}" for name in ("queries", "recent_keys", "context"))
             keys, values = new[f"new_keys_{layer}"], new[f"new_values_{layer}"]
             if queries in inputs:
-                row = new[f"new_{queries}"][:, :, None]
-                inputs[queries] = np.concatenate([inputs[queries][:, :, 1:], row], axis=2)
+                history = [inputs[queries][:, :, 1:], new[f"new_{queries}"]]
+                inputs[queries] = np.concatenate(history, axis=2)
             if recent in inputs:
                 inputs[recent] = keys[..., : inputs[recent].shape[-1]]
             if slots:
-                inputs[f"keys_{layer}"][:, :, place] = keys
-                inputs[f"values_{layer}"][:, :, place] = values
+                inputs[f"keys_{layer}"][:, :, place : place + 1] = keys
+                inputs[f"values_{layer}"][:, :, place : place + 1] = values
                 if context in inputs:
                     inputs[context][:, slot] = new[f"new_{context}"]

@@ -63,6 +63,7 @@ class _Graph:
         self.constants: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
+        self.names: dict[str, str] = {}  # of values that are outputs
 
     def input(self, name: str, *shape: int) -> str:
         import onnx
@@ -74,7 +75,7 @@ class _Graph:
         import onnx
 
         self.outputs.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
-        self.nodes.append(onnx.helper.make_node("Identity", [source], [name]))
+        self.names[source] = name
 
     def constant(self, value: Tensor | NDArray[Any] | list[int] | float) -> str:
         import onnx
@@ -95,6 +96,12 @@ class _Graph:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return self.many(kind, *inputs, outputs=1, **attributes)[0]
+
+    def finish(self) -> None:
+        """Gives outputs their names where they are made, instead of copying them."""
+        for node in self.nodes:
+            for side in (node.input, node.output):
+                side[:] = [self.names.get(name, name) for name in side]
 
     def reshape(self, source: str, *shape: int) -> str:
         return self.op("Reshape", source, self.constant(list(shape)))
@@ -135,7 +142,7 @@ class _StepBuilder:
         return graph.reshape(cos, sites, 1, 1, pairs), signed
 
     def rotate(self, states: str, rotation: tuple[str, str]) -> list[str]:
-        """(R, 2 * D) -> queries and keys, each (R, H, d)."""
+        """(R, 2 * D) -> queries and keys, each (R, H, 1, d)."""
         graph, cos_sin, pairs = self.graph, rotation, self.size // 2
         # With one site the table is the same for all rows, and one axis fewer is needed.
         lead = (self.rows,) if self.step.num_sites == 1 else (self.batch_size, self.step.num_sites)
@@ -143,7 +150,7 @@ class _StepBuilder:
         first, second = graph.split(states, 1, 1, axis=-2)
         swapped = graph.op("Concat", second, first, axis=-2)
         turned = graph.op("Add", graph.op("Mul", states, cos_sin[0]), graph.op("Mul", swapped, cos_sin[1]))
-        turned = graph.reshape(turned, self.rows, 2 * self.heads, self.size)
+        turned = graph.reshape(turned, self.rows, 2 * self.heads, 1, self.size)
         return graph.split(turned, self.heads, self.heads, axis=1)
 
     def feed_forward(self, hidden: str, layer: LayerWeights) -> str:
@@ -176,10 +183,10 @@ class _StepBuilder:
         logits, total = graph.split(graph.op("Add", past, values), terms - 1, 1)
         logits = graph.reshape(graph.op("Div", logits, total), rows, heads, key_taps * query_taps)
         kernel = graph.reshape(graph.op("Softmax", logits, axis=-1), rows, heads, key_taps, query_taps)
-        seen = graph.reshape(query, rows, heads, 1, size)
+        seen = query
         if query_taps > 1:
             earlier = graph.input(f"queries_{index}", rows, heads, query_taps - 1, size)
-            seen = graph.op("Concat", earlier, seen, axis=2)
+            seen = graph.op("Concat", earlier, query, axis=2)
         return graph.reshape(graph.op("MatMul", kernel, seen), rows, heads, 1, key_taps * size)
 
     def temporal_layer(
@@ -192,23 +199,24 @@ class _StepBuilder:
         others = [layer.project_weight.shape[1] - 3 * width] if layer.kernel_weight is not None else []
         states, value, *mapped = graph.split(projected, 2 * width, width, *others)
         query, fused_key = self.rotate(states, rotation)
-        graph.output(f"new_queries_{index}", query, rows, heads, size)
-        graph.output(f"new_values_{index}", graph.reshape(value, rows, heads, size), rows, heads, size)
+        value = graph.reshape(value, rows, heads, 1, size)
+        graph.output(f"new_queries_{index}", query, rows, heads, 1, size)
+        graph.output(f"new_values_{index}", value, rows, heads, 1, size)
         if key_taps > 1:
-            recent = graph.input(f"recent_keys_{index}", rows, heads, (key_taps - 1) * size)
+            recent = graph.input(f"recent_keys_{index}", rows, heads, 1, (key_taps - 1) * size)
             fused_key = graph.op("Concat", fused_key, recent, axis=-1)
-        graph.output(f"new_keys_{index}", fused_key, rows, heads, key_taps * size)
-        fused_query = graph.reshape(query, rows, heads, 1, size)
+        graph.output(f"new_keys_{index}", fused_key, rows, heads, 1, key_taps * size)
+        fused_query = query
         if mapped:
             fused_query = self.fused_query(query, mapped[0], layer, index)
         keys = graph.input(f"keys_{index}", rows, heads, self.places, key_taps * size)
         values = graph.input(f"values_{index}", rows, heads, self.places, size)
         past = graph.op("MatMul", fused_query, graph.op("Transpose", keys, perm=[0, 1, 3, 2]))
         past = graph.op("Add", past, key_bias)
-        now = graph.op("MatMul", fused_query, graph.reshape(fused_key, rows, heads, key_taps * size, 1))
+        now = graph.op("MatMul", fused_query, graph.op("Transpose", fused_key, perm=[0, 1, 3, 2]))
         weights = graph.op("Softmax", graph.op("Concat", past, now, axis=-1), axis=-1)
         of_past, of_now = graph.split(weights, self.places, 1)
-        own = graph.op("Mul", of_now, graph.reshape(value, rows, heads, 1, size))
+        own = graph.op("Mul", of_now, value)
         output = graph.reshape(graph.op("Add", graph.op("MatMul", of_past, values), own), rows, width)
         hidden = graph.op("Add", hidden, graph.linear(output, layer.output_weight, layer.output_bias))
         return self.feed_forward(hidden, layer)
@@ -295,6 +303,7 @@ class _StepBuilder:
             hidden = graph.reshape(graph.op("MatMul", weights, hidden), self.batch_size, self.width)
         predictions = graph.linear(hidden, step.readout_weight, step.readout_bias)
         graph.output("predictions", predictions, self.batch_size, config.num_targets)
+        graph.finish()
         return graph
 
 
@@ -385,11 +394,12 @@ class OnnxBackend:
         self.absent = step.absent.numpy()
         self.binding = self.session.io_binding()
         for node in self.session.get_inputs():
-            self.binding.bind_cpu_input(node.name, self._array(node.name, {**self.inputs, **self.state}))
+            array = self._array(node.name, {**self.inputs, **self.state})
+            self.binding.bind_cpu_input(node.name, array.reshape(node.shape))
         new = {f"new_{name}": array for name, array in self.new.items()}
         for node in self.session.get_outputs():
             array = self._array(node.name, {"predictions": self.predictions, **new})
-            self.binding.bind_output(node.name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            self.binding.bind_output(node.name, "cpu", 0, np.float32, node.shape, array.ctypes.data)
 
     @staticmethod
     def _array(name: str, arrays: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
