@@ -403,7 +403,7 @@ class RPNTConfig(PreTrainedConfig):
         """Makes a configuration of plain values, such as those of `config.json`.
 
         Args:
-            config_dict (`dict[str, Any]`): Fields; a newer `format_version` is refused before others are read.
+            config_dict (`dict[str, Any]`): Fields; a newer `format_version` is refused first of all.
             **kwargs: Fields to change, as in transformers.
 
         Returns:
