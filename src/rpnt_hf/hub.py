@@ -27,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from .errors import CheckpointError, HubError, RPNTError
+from .scripts import find_reference_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,9 @@ def checkpoint_folder(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     if path.is_dir():
         return path
+    reference = find_reference_checkpoint(name)
+    if reference is not None:
+        return reference
     if path.exists() or path.is_absolute() or (len(path.parts) > 1 and path.parent.is_dir()):
         raise CheckpointError(f"CHECKPOINT must be a folder with a saved model, got '{path}', which is none.")
     repo_id, _, revision = name.partition("@")

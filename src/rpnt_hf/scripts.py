@@ -1,7 +1,7 @@
 """Finds the scripts that travel with the package, and imports them by path.
 
-`training/`, `dataset_builders/`, `model_cards/` and `reference_checkpoints/` lie at the root of a checkout, and
-inside the installed wheel. Not for user code.
+`training/`, `dataset_builders/`, `model_cards/` and `reference_checkpoints/` lie at the root of a checkout,
+and inside the installed wheel. Not for user code.
 """
 
 import importlib.util
