@@ -8,6 +8,8 @@ from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining, RPNTMo
 SWITCHES = {
     "default": {},
     "no stem": {"stem_kernel": 1},
+    "recurrent stem": {"stem_kernel": 1, "recurrent_stem": True},
+    "both stems": {"recurrent_stem": True, "layer_scale": 0.5},
     "no kernels": {"context_attention": {"enabled": False}},
     "wide kernels": {"context_attention": {"kernel_size": (5, 4), "context_size": 8}},
     "no anchors": {"num_anchors": 0, "position_encoding": "rope"},

@@ -123,7 +123,7 @@ CHANGES = {
     "num_hidden_layers": 1,
     "num_spatial_layers": 1, "num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 0.5,
     "initializer_range": 0.1, "stem_kernel": 1, "position_encoding": "none", "num_anchors": 1,
-    "attention_window": 2,
+    "attention_window": 2, "recurrent_stem": True, "layer_scale": 0.3,
     "context_attention": ContextAttentionConfig(enabled=False), "num_targets": 3, "predict_variance": True,
     "mrope_axes": [MRoPEAxisConfig("time", 10)], "contrastive_weight": 0.9, "contrastive_temperature": 0.7,
     "projection_size": 5, "max_bins": 9, "label_mean": [5.0, 6.0], "label_std": [5.0, 6.0],

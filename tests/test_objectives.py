@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rpnt_hf.errors import ConfigurationError
-from rpnt_hf.objectives import behavior_loss, draw_masks, poisson_nll, site_contrastive
+from rpnt_hf.objectives import behavior_loss, draw_masks, poisson_nll, site_contrastive, variance_loss
 
 
 def draw(seeds, sites, bins, units, **options):
@@ -133,7 +133,7 @@ def test_variance_loss_is_least_at_the_true_variance():
     labels = torch.randn(1, 20_000, 1) * 3.0
     scored = torch.ones(1, 20_000, dtype=torch.bool)
     losses = {
-        std: behavior_loss(
+        std: variance_loss(
             torch.zeros_like(labels),
             labels,
             scored,
@@ -145,11 +145,9 @@ def test_variance_loss_is_least_at_the_true_variance():
     assert min(losses, key=losses.get) == 3.0
 
 
-def test_predictions_learn_the_same_with_and_without_variances():
+def test_predictions_learn_nothing_from_variances():
     labels, scored = torch.randn(1, 50, 2), torch.ones(1, 50, dtype=torch.bool)
-    gradients = []
-    for log_variances in (None, torch.randn(1, 50, 2)):
-        predictions = torch.zeros(1, 50, 2, requires_grad=True)
-        behavior_loss(predictions, labels, scored, torch.ones(2), log_variances).backward()
-        gradients.append(predictions.grad)
-    torch.testing.assert_close(*gradients)
+    predictions = torch.zeros(1, 50, 2, requires_grad=True)
+    log_variances = torch.randn(1, 50, 2, requires_grad=True)
+    variance_loss(predictions, labels, scored, torch.ones(2), log_variances).backward()
+    assert predictions.grad is None and log_variances.grad.abs().max() > 0

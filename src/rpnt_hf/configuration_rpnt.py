@@ -202,6 +202,11 @@ class RPNTConfig(PreTrainedConfig):
             Standard deviation of initial weights.
         stem_kernel (`int`, *optional*, defaults to 7):
             Bins seen by the causal depthwise convolution before the first layer; 1 switches it off.
+        recurrent_stem (`bool`, *optional*, defaults to `False`):
+            Whether an LSTM runs over the bins of each site before the first layer. It passes over bins that
+            were not recorded. The decoder then reads out its states too, and gives the mean of both readouts.
+        layer_scale (`float`, *optional*):
+            Initial value, above 0, of a learned scale for each channel of what a layer adds; None for none.
         position_encoding (`str`, *optional*, defaults to `"mrope"`):
             "mrope", or for ablation "rope" (time only), "learned", "sinusoidal", "none".
         mrope_axes (`list[MRoPEAxisConfig]`, *optional*):
@@ -265,6 +270,8 @@ class RPNTConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.05
     stem_kernel: int = 7
+    recurrent_stem: bool = False
+    layer_scale: float | int | None = None
     position_encoding: Literal["mrope", "rope", "learned", "sinusoidal", "none"] = "mrope"
     mrope_axes: Any = None  # parsed, and checked, by `__post_init__`, as are the kernels below
     num_anchors: int = 4
@@ -311,8 +318,8 @@ class RPNTConfig(PreTrainedConfig):
 
     @property
     def reach(self) -> int | None:
-        """Bins before the current one that can change its output; None without a window (DESIGN 2.3)."""
-        if self.attention_window is None:
+        """Bins before the current one that can change its output; None without a limit (DESIGN 2.3)."""
+        if self.attention_window is None or self.recurrent_stem:
             return None
         query_taps, key_taps = self.context_attention.taps
         per_layer = max(self.attention_window - 1 + key_taps - 1, query_taps - 1)
@@ -346,6 +353,8 @@ class RPNTConfig(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ConfigurationError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
+        if self.layer_scale is not None and self.layer_scale <= 0:
+            raise ConfigurationError(f"`layer_scale` must be None or above 0, got {self.layer_scale}.")
         if self.contrastive_temperature <= 0:
             raise ConfigurationError(
                 f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}."

@@ -1,4 +1,4 @@
-"""How spike counts become tokens: unit embeddings, the causal stem, and absolute positions for ablation.
+"""How spike counts become tokens: unit embeddings, the causal stems, and absolute positions for ablation.
 
 Rotary positions are in `attention_rpnt.py`.
 
@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from .configuration_rpnt import RPNTConfig
 
+RECURRENT_GAIN = 10.0  # tokens begin small, and the gates of an LSTM want inputs of order one
+
 
 class RPNTEmbeddings(nn.Module):
-    """Counts of one bin and site become one token; a causal convolution over time follows (DESIGN 2.1)."""
+    """Counts of one bin and site become one token; causal stems over time follow (DESIGN 2.1)."""
 
     def __init__(self, config: RPNTConfig) -> None:
         super().__init__()
@@ -26,6 +28,9 @@ class RPNTEmbeddings(nn.Module):
             self.stem_weight = nn.Parameter(torch.empty(config.hidden_size, 1, config.stem_kernel))
             self.stem_bias = nn.Parameter(torch.empty(config.hidden_size))
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.recurrent = config.recurrent_stem
+        if config.recurrent_stem:
+            self.recurrence = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True)
         self.position_encoding = config.position_encoding
         if config.position_encoding == "learned":
             self.position_embedding = nn.Embedding(config.max_bins, config.hidden_size)
@@ -53,6 +58,8 @@ class RPNTEmbeddings(nn.Module):
         if bin_mask is not None:
             x_BSTD = x_BSTD * bin_mask[..., None]
         x_BSTD = self.filter(F.pad(x_BSTD, (0, 0, self.stem_kernel - 1, 0)))
+        if self.recurrent:
+            x_BSTD = self.recur(x_BSTD, bin_mask)
         if self.position_encoding in ("learned", "sinusoidal"):
             bins = torch.arange(x_BSTD.shape[2], device=x_BSTD.device).expand(x_BSTD.shape[:3])
             if bin_mask is not None:
@@ -68,6 +75,17 @@ class RPNTEmbeddings(nn.Module):
         channels_first = x_BSTD.flatten(0, 1).transpose(1, 2)
         stem = F.conv1d(channels_first, self.stem_weight, self.stem_bias, groups=channels_first.shape[1])
         return self.norm(current + stem.transpose(1, 2).reshape(current.shape))
+
+    def recur(self, x_BSTD: Tensor, bin_mask: Tensor | None) -> Tensor:
+        """Runs the recurrent stem over the bins of each site; it passes over bins that were not recorded."""
+        if bin_mask is None:
+            return self.recurrence(RECURRENT_GAIN * x_BSTD.flatten(0, 1))[0].view_as(x_BSTD)
+        # Recorded bins first, in their order: what is between or before them changes nothing.
+        order_BST = (~bin_mask).int().argsort(dim=-1, stable=True)
+        order = order_BST[..., None].expand_as(x_BSTD)
+        moved = RECURRENT_GAIN * x_BSTD.gather(2, order).flatten(0, 1)
+        states = self.recurrence(moved)[0].view_as(x_BSTD)
+        return torch.zeros_like(states).scatter(2, order, states) * bin_mask[..., None]
 
     def positions(self, bins: Tensor) -> Tensor:
         """Absolute positions of bins counted from the first recorded one, (B, S, T) -> (B, S, T, D).

@@ -10,7 +10,6 @@ anchors.
 
 import inspect
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -35,90 +33,14 @@ from .attention_rpnt import (
 from .configuration_rpnt import RPNTConfig
 from .embeddings_rpnt import RPNTEmbeddings
 from .errors import ConfigurationError, InputError, closest_names
-from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive
+from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive, variance_loss
+from .outputs_rpnt import (
+    RPNTForMotorDecodingOutput,
+    RPNTForPreTrainingOutput,
+    RPNTForSequenceClassificationOutput,
+    RPNTModelOutput,
+)
 from .sharing_rpnt import SafetensorsOnly
-
-
-@dataclass
-class RPNTModelOutput(ModelOutput):
-    """Output of the encoder.
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, sites, bins, hidden_size)`):
-            One vector per site and bin, from that bin and earlier ones; 0 where `bin_mask` is False.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            Input of the first layer and output of each, of the same shape; with `output_hidden_states=True`.
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Per temporal layer `(batch, sites, heads, bins, anchors + bins)`; with `output_attentions=True`
-            and `attn_implementation="eager"`.
-        spatial_attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Per spatial layer `(batch * bins, heads, sites, anchors + sites)`; with
-            `output_spatial_attentions=True` and `attn_implementation="eager"`.
-    """
-
-    last_hidden_state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    spatial_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class RPNTForPreTrainingOutput(ModelOutput):
-    """Output of masked pretraining.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of the two terms; with masks.
-        poisson_loss (`torch.FloatTensor` of shape `()`, *optional*): Nats per hidden entry.
-        contrastive_loss (`torch.FloatTensor` of shape `()`, *optional*): Unweighted site contrast; with
-            `labels`.
-        log_rates (`torch.FloatTensor` of shape `(batch, sites, bins, units)`): Log expected count per bin.
-        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    poisson_loss: Tensor | None = None
-    contrastive_loss: Tensor | None = None
-    log_rates: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    spatial_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class RPNTForMotorDecodingOutput(ModelOutput):
-    """Output of the decoder.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): With `labels`; see `objectives.behavior_loss`.
-        predictions (`torch.FloatTensor` of shape `(batch, bins, num_targets)`): Behaviour in
-            `config.target_units`.
-        log_variances (`torch.FloatTensor` of the same shape, *optional*): With `config.predict_variance`.
-        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    predictions: Tensor | None = None
-    log_variances: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    spatial_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class RPNTForSequenceClassificationOutput(ModelOutput):
-    """Output of the window classifier.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Cross-entropy; with `labels`.
-        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): One row per window.
-        hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    spatial_attentions: tuple[Tensor, ...] | None = None
 
 
 class RPNTLayer(GradientCheckpointingLayer):
@@ -138,6 +60,10 @@ class RPNTLayer(GradientCheckpointingLayer):
             nn.Linear(config.intermediate_size, config.hidden_size),
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.scaled = config.layer_scale is not None
+        if self.scaled:  # not in the paper; Touvron et al. 2021, arXiv:2103.17239
+            self.attention_scale = nn.Parameter(torch.empty(config.hidden_size))
+            self.mlp_scale = nn.Parameter(torch.empty(config.hidden_size))
 
     def forward(
         self,
@@ -147,8 +73,13 @@ class RPNTLayer(GradientCheckpointingLayer):
         bin_mask: Tensor | None,
     ) -> Tensor:
         attended, _ = self.attention(self.attention_norm(hidden_states), rotation, channels, bin_mask)
+        if self.scaled:
+            attended = attended * self.attention_scale
         hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+        expanded = self.mlp(self.mlp_norm(hidden_states))
+        if self.scaled:
+            expanded = expanded * self.mlp_scale
+        return hidden_states + self.dropout(expanded)
 
 
 class RPNTTemporalLayer(RPNTLayer):
@@ -207,6 +138,12 @@ class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             if module.stem_kernel > 1:  # as large as the token that it is added to
                 init.normal_(module.stem_weight, std=module.stem_kernel**-0.5)
                 init.zeros_(module.stem_bias)
+        elif isinstance(module, nn.LSTM):
+            for parameter in module.parameters():
+                init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
+        elif isinstance(module, RPNTLayer) and module.scaled:
+            init.constant_(module.attention_scale, self.config.layer_scale)
+            init.constant_(module.mlp_scale, self.config.layer_scale)
         elif isinstance(module, RPNTAttention) and module.num_anchors:
             init.normal_(module.anchor_keys, std=1.0)
             init.normal_(module.anchor_values, std=std)
@@ -407,7 +344,8 @@ class RPNTModel(RPNTPreTrainedModel):
         if masked_units is not None:
             visible = visible & ~masked_units
 
-        hidden_states = self.dropout(self.embeddings(spike_counts, unit_ids, visible, masked_bins, bin_mask))
+        embedded = self.embeddings(spike_counts, unit_ids, visible, masked_bins, bin_mask)
+        hidden_states = self.dropout(embedded)
         temporal_rotation, spatial_rotation = self.rotary(metadata, T, spike_counts.device)
         channels = self.rotary.anchor_channels(RPNTTemporalAttention.zero_axes, spike_counts.device)
         for layer in self.temporal_layers:
@@ -418,7 +356,9 @@ class RPNTModel(RPNTPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         if bin_mask is not None:
             hidden_states = hidden_states * bin_mask[..., None]
-        return RPNTModelOutput(last_hidden_state=hidden_states)
+        return RPNTModelOutput(
+            last_hidden_state=hidden_states, stem_state=embedded if self.config.recurrent_stem else None
+        )
 
 
 class RPNTForPreTraining(RPNTPreTrainedModel):
@@ -563,26 +503,38 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         self.decoder = nn.Linear(
             config.hidden_size, config.num_targets * (2 if config.predict_variance else 1)
         )
+        if config.recurrent_stem:  # a readout of its own; predictions are the mean of both
+            self.stem_pooling = RPNTMaskedPooling(config)
+            self.stem_decoder = nn.Linear(config.hidden_size, config.num_targets)
+        self.dropout = nn.Dropout(config.dropout if config.recurrent_stem else 0.0)
         self.post_init()
 
-    def decode(self, hidden_states: Tensor, bin_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    def decode(
+        self, hidden_states: Tensor, stem_state: Tensor | None, bin_mask: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """Reads behaviour out of the encoder's states, each bin by itself.
 
         Args:
             hidden_states (`torch.FloatTensor` of shape `(B, S, T, D)`): Last hidden state.
+            stem_state (`torch.FloatTensor` of shape `(B, S, T, D)`, *optional*): Output of a recurrent stem.
             bin_mask (`torch.BoolTensor` of shape `(B, S, T)`, *optional*): True where a bin was recorded.
 
         Returns:
-            `tuple`: predictions (B, T, K) and log variances (B, T, K) or None, in physical units, and the
-            label s.d. (K,).
+            `tuple`: predictions (B, T, K) of each readout and log variances (B, T, K) or None, in physical
+            units, and the label s.d. (K,).
         """
         site_mask = None if bin_mask is None else bin_mask.transpose(1, 2)
-        decoded = self.decoder(self.site_pooling(hidden_states.transpose(1, 2), site_mask)).float()
+        pooled = self.site_pooling(hidden_states.transpose(1, 2), site_mask)
+        decoded = self.decoder(self.dropout(pooled)).float()
         K = self.config.num_targets
         mean = decoded.new_tensor(self.config.label_mean or [0.0] * K)
         scale = decoded.new_tensor(self.config.label_std or [1.0] * K)
         log_variances = decoded[..., K:] + 2 * scale.log() if self.config.predict_variance else None
-        return mean + scale * decoded[..., :K], log_variances, scale
+        readouts = [mean + scale * decoded[..., :K]]
+        if stem_state is not None:
+            pooled = self.stem_pooling(stem_state.transpose(1, 2), site_mask)
+            readouts.append(mean + scale * self.stem_decoder(self.dropout(pooled)).float())
+        return readouts, log_variances, scale
 
     @can_return_tuple
     def forward(
@@ -612,7 +564,10 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             InputError: Shapes do not fit each other or the configuration.
         """
         outputs = self.model(spike_counts, unit_ids, unit_mask, bin_mask, metadata, **kwargs)
-        predictions, log_variances, scale = self.decode(outputs.last_hidden_state, bin_mask)
+        readouts, log_variances, scale = self.decode(
+            outputs.last_hidden_state, outputs.stem_state, bin_mask
+        )
+        predictions = torch.stack(readouts).mean(dim=0)
 
         loss = None
         if labels is not None:
@@ -626,7 +581,11 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             )
             if bin_mask is not None:
                 scored = scored & bin_mask.any(dim=1)
-            loss = behavior_loss(predictions, labels, scored, scale, log_variances)
+            # Each readout learns by itself; the variance is that of their mean.
+            parts = [behavior_loss(readout, labels, scored, scale) for readout in readouts]
+            loss = torch.stack(parts).mean()
+            if log_variances is not None:
+                loss = loss + variance_loss(predictions, labels, scored, scale, log_variances)
         return RPNTForMotorDecodingOutput(
             loss=loss,
             predictions=predictions,

@@ -180,33 +180,50 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
     return mean_over_processes(torch.where(has_positive, per_item, 0.0).sum(), has_positive.sum())
 
 
-def behavior_loss(
-    predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor, log_variances: Tensor | None = None
-) -> Tensor:
-    """Squared error in units of the s.d., and the likelihood of predicted variances; mean over scored bins.
-
-    A Gaussian likelihood alone lets the predictions off where the variance is large (Seitzer et al. 2022,
-    arXiv:2203.09168). So predictions learn from the squared error whether variances are predicted or not, and
-    variances from the likelihood of the errors as they are.
+def behavior_loss(predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor) -> Tensor:
+    """Squared error in units of the s.d., per scored bin and target.
 
     Args:
         predictions (`torch.FloatTensor` of shape `(batch, bins, targets)`): In physical units.
         labels (`torch.FloatTensor` of the same shape): Likewise; may be NaN where not scored.
         scored (`torch.BoolTensor` of shape `(batch, bins)`): True where a bin counts.
         scale (`torch.FloatTensor` of shape `(targets,)`): Standard deviation of each target.
-        log_variances (`torch.FloatTensor` of the shape of `predictions`, *optional*):
-            Log of the predicted variance in squared physical units.
 
     Returns:
-        `torch.FloatTensor` of shape `()`: Loss; the likelihood is without its constant.
+        `torch.FloatTensor` of shape `()`: Loss.
     """
     scored = (scored[..., None] & torch.isfinite(labels)).expand_as(predictions)
-    error = (predictions.float() - torch.where(scored, labels, 0.0).float()) / scale
-    loss = error.square()
-    if log_variances is not None:
-        log_variances = log_variances.float() - 2 * scale.log()
-        loss = loss + 0.5 * (loss.detach() * torch.exp(-log_variances) + log_variances)
+    loss = _squared_errors(predictions, labels, scored, scale)
     return mean_over_processes(torch.where(scored, loss, 0.0).sum(), scored.sum())
 
 
-__all__ = ["behavior_loss", "draw_masks", "mean_over_processes", "poisson_nll", "site_contrastive"]
+def variance_loss(
+    predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor, log_variances: Tensor
+) -> Tensor:
+    """Gaussian negative log-likelihood of predicted variances, without its constant.
+
+    The predictions learn nothing from it: a likelihood lets them off where the variance is large (Seitzer et
+    al. 2022, arXiv:2203.09168), so they learn from the squared error alone.
+
+    Args:
+        predictions, labels, scored, scale: As in `behavior_loss`.
+        log_variances (`torch.FloatTensor` of the shape of `predictions`):
+            Log of the predicted variance in squared physical units.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`: Nats per scored bin and target.
+    """
+    scored = (scored[..., None] & torch.isfinite(labels)).expand_as(predictions)
+    errors = _squared_errors(predictions.detach(), labels, scored, scale)
+    log_variances = log_variances.float() - 2 * scale.log()
+    loss = 0.5 * (errors * torch.exp(-log_variances) + log_variances)
+    return mean_over_processes(torch.where(scored, loss, 0.0).sum(), scored.sum())
+
+
+def _squared_errors(predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor) -> Tensor:
+    return ((predictions.float() - torch.where(scored, labels, 0.0).float()) / scale).square()
+
+
+__all__ = [
+    "behavior_loss", "draw_masks", "mean_over_processes", "poisson_nll", "site_contrastive", "variance_loss",
+]  # fmt: skip
