@@ -400,4 +400,5 @@ def test_the_released_card_of_a_reference_checkpoint_is_what_is_rendered_now(fol
 def test_every_released_card_belongs_to_a_reference_checkpoint():
     templates = {"decoder", "pretrained", "sections"}
     released = {path.stem for path in (ROOT / "model_cards").glob("*.md")} - templates
-    assert released == {folder.name for folder in reference_checkpoints()}
+    made = {folder.name for folder in reference_checkpoints()}
+    assert released == made, "copy reference_checkpoints/NAME/README.md to model_cards/NAME.md"
