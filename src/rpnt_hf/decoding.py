@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "bin_recording",
-    "decode_recording",
     "decode_distributions",
+    "decode_recording",
     "decode_rows",
     "prediction_table",
     "score_table",

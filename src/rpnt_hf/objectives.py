@@ -206,7 +206,10 @@ def variance_loss(
     al. 2022, arXiv:2203.09168), so they learn from the squared error alone.
 
     Args:
-        predictions, labels, scored, scale: As in `behavior_loss`.
+        predictions (`torch.FloatTensor` of shape `(batch, bins, targets)`): In physical units.
+        labels (`torch.FloatTensor` of the same shape): Likewise; may be NaN where not scored.
+        scored (`torch.BoolTensor` of shape `(batch, bins)`): True where a bin counts.
+        scale (`torch.FloatTensor` of shape `(targets,)`): Standard deviation of each target.
         log_variances (`torch.FloatTensor` of the shape of `predictions`):
             Log of the predicted variance in squared physical units.
 
