@@ -9,6 +9,8 @@ UNITS, SITES = 4, 2
 SWITCHES = {
     "default": {},
     "no stem": {"stem_kernel": 1},
+    "recurrent stem": {"stem_kernel": 1, "recurrent_stem": True},
+    "both stems": {"recurrent_stem": True, "layer_scale": 0.5},
     "no kernels": {"context_attention": {"enabled": False}},
     "wide kernels": {"context_attention": {"kernel_size": (5, 4), "context_size": 8}},
     "taps over queries": {"context_attention": {"kernel_size": (3, 1), "context_size": 8}},

@@ -30,7 +30,7 @@ def make_decoder(**overrides):
 def offline_untraced(monkeypatch):
     """Tracing the offline model takes seconds; tests of everything else take the module that is traced."""
     monkeypatch.setattr(
-        export, "_write_onnx_offline", lambda decoder, description, folder: OfflineDecoder(decoder.prepared)
+        export, "_write_onnx_offline", lambda decoder, *_: OfflineDecoder(decoder.prepared, decoder.model)
     )
 
 
@@ -50,7 +50,7 @@ def run_alone(program, *arguments, without=("torch", "rpnt_hf", "transformers", 
 def test_the_module_that_is_traced_equals_the_model(switch, sites):
     model = make(sites, **SWITCHES[switch])
     scale = torch.tensor(model.config.label_std or [1.0, 1.0])
-    offline = OfflineDecoder(StreamingDecoder(model, sites=sites, backend="torch").prepared)
+    offline = OfflineDecoder(StreamingDecoder(model, sites=sites, backend="torch").prepared, model)
     for batch, bins in ((1, 1), (2, 30)):
         counts = make_counts(batch, bins, sites)
         recorded = torch.rand(counts.shape[:3]) < 0.8
@@ -75,7 +75,15 @@ print(json.dumps({"outputs": outputs, "description": runner.description}))
 
 
 @pytest.mark.parametrize(
-    "switch", ["default", "window of one", "no kernels", "no stem", "spatial", "sinusoidal"]
+    "switch",
+    [
+        "default",
+        "window of one",
+        "no kernels",
+        "both stems",
+        "spatial",
+        "sinusoidal",
+    ],
 )
 def test_an_exported_step_runs_with_numpy_and_onnxruntime_alone(switch, tmp_path, offline_untraced):
     model, processor = make_decoder(**SWITCHES[switch])

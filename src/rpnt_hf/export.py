@@ -175,7 +175,7 @@ def _initial_inputs(decoder: StreamingDecoder, per_layer: bool) -> dict[str, NDA
     if not per_layer:
         return inputs | state
     for name, array in state.items():
-        layered = name not in ("key_bias", "tokens")
+        layered = name not in ("key_bias", "tokens", "recurrence")
         inputs |= {f"{name}_{i}": part for i, part in enumerate(array)} if layered else {name: array}
     graph = build_step_graph(step, decoder.batch_size).graph
     shapes = {node.name: [size.dim_value for size in node.type.tensor_type.shape.dim] for node in graph.input}
@@ -198,13 +198,14 @@ class _StepOfArrays(nn.Module):
         positions: Tensor,
         key_bias: Tensor,
         tokens: Tensor,
+        recurrence: Tensor,
         queries: Tensor,
         recent_keys: Tensor,
         keys: Tensor,
         values: Tensor,
         context: Tensor,
     ) -> tuple[Tensor, ...]:
-        state = StepState(key_bias, tokens, queries, recent_keys, keys, values, context)
+        state = StepState(key_bias, tokens, recurrence, queries, recent_keys, keys, values, context)
         predictions, rows = self.step(spike_counts, cos, sin, site_bias, positions, state)
         return predictions, *rows
 
@@ -222,7 +223,7 @@ def _trace_offline(decoder: StreamingDecoder) -> Any:
     example = _example_window(decoder, num_bins=5, batch_size=2)
     batch, bins = torch.export.Dim("batch"), torch.export.Dim("bins")
     dims = {name: {0: batch, 2: bins} for name in ("spike_counts", "bin_mask")}
-    return torch.export.export(OfflineDecoder(decoder.prepared), example, dynamic_shapes=dims)
+    return torch.export.export(OfflineDecoder(decoder.prepared, decoder.model), example, dynamic_shapes=dims)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .modeling_rpnt import RPNTForMotorDecoding
 from .streaming_step import LayerWeights, StreamingStep
 
 __all__ = ["OfflineDecoder"]
@@ -23,11 +24,13 @@ class OfflineDecoder(nn.Module):
 
     Args:
         step ([`StreamingStep`]): Prepared weights.
+        model ([`RPNTForMotorDecoding`]): The model that they come from, for its recurrent stem.
     """
 
-    def __init__(self, step: StreamingStep) -> None:
+    def __init__(self, step: StreamingStep, model: RPNTForMotorDecoding) -> None:
         super().__init__()
         self.step = step
+        self.embeddings = model.model.embeddings if model.config.recurrent_stem else None
         self.frequencies = torch.from_numpy(step.frequencies).to(step.device)
 
     def forward(self, spike_counts: Tensor, bin_mask: Tensor) -> Tensor:
@@ -52,10 +55,13 @@ class OfflineDecoder(nn.Module):
             for tap, weight in enumerate(taps):
                 hidden = hidden + padded[:, :, tap : tap + num_bins] * weight
             hidden = F.layer_norm(hidden, hidden.shape[-1:], gain, shift, step.config.layer_norm_eps)
+        if self.embeddings is not None:
+            hidden = self.embeddings.recur(hidden, bin_mask)
         bins = torch.arange(num_bins, device=step.device)
         if step.config.position_encoding == "sinusoidal":
             hidden = hidden + self._positions(bins, bin_mask).to(step.dtype)
 
+        stem = hidden
         rotation = self._rotation(bins)
         distance = bins[:, None] - bins
         seen = (distance >= 0) & (distance < step.window)
@@ -65,10 +71,11 @@ class OfflineDecoder(nn.Module):
             hidden = self._layer(hidden, layer, rotation, recorded, seen)
 
         # What is done at each bin by itself takes bins as streams.
-        hidden = hidden.unflatten(0, (-1, step.num_sites)).transpose(1, 2)  # (B, T, S, D)
+        hidden = hidden.unflatten(0, (-1, step.num_sites))
+        hidden, stem = hidden.transpose(1, 2), stem.transpose(1, 2)  # (B, T, S, D)
         site_mask = bin_mask.transpose(1, 2)
         site_bias = torch.where(site_mask, 0.0, step.blocked).to(step.wide)
-        predictions = step.read_out(hidden.flatten(0, 2), site_bias.flatten(0, 1))
+        predictions = step.read_out(hidden.flatten(0, 2), stem.flatten(0, 2), site_bias.flatten(0, 1))
         predictions = predictions.unflatten(0, (-1, num_bins))
         return torch.where(site_mask.any(dim=2, keepdim=True), predictions, step.absent)
 

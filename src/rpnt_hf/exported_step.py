@@ -12,7 +12,8 @@ first bin. The metadata of `step.onnx` says, in JSON, which unit of the session 
 
 1. shifts `tokens` and `queries_0, ...` by one bin, oldest first, and appends `new_tokens`,
    `new_queries_0, ...`;
-2. puts the first part of `new_keys_0, ...` into `recent_keys_0, ...`;
+2. puts `new_recurrence` into `recurrence`, and the first part of `new_keys_0, ...` into
+   `recent_keys_0, ...`;
 3. writes `new_keys_0, ...`, `new_values_0, ...` and `new_context_0, ...` into slot bin % `num_slots` of their
    rings (for keys and values the anchors come first), and 0 into `key_bias` there.
 
@@ -91,6 +92,8 @@ class ExportedStep:
         about, inputs = self.description, self.inputs
         if "tokens" in inputs:
             inputs["tokens"] = np.concatenate([inputs["tokens"][:, 1:], new["new_tokens"][:, None]], axis=1)
+        if "recurrence" in inputs:
+            inputs["recurrence"] = new["new_recurrence"]
         slots = about["num_slots"]
         slot = self.bin % slots if slots else 0
         place = about["num_anchors"] + slot

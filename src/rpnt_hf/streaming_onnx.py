@@ -269,14 +269,44 @@ class _StepBuilder:
             own = graph.op("Add", graph.op("Mul", token, graph.constant(now)), graph.constant(bias))
             hidden = graph.op("Add", past, own)
             hidden = graph.norm(hidden, width, self.config.layer_norm_eps, gain, shift)
+        if step.recurrence is not None:
+            hidden = self.recur(hidden)
         if self.config.position_encoding == "sinusoidal":
             hidden = graph.op("Add", hidden, graph.input("positions", rows, width))
         return hidden
 
+    def recur(self, hidden: str) -> str:
+        """One bin of the recurrent stem, (R, D) -> (R, D)."""
+        graph, rows, width = self.graph, self.rows, self.width
+        assert self.step.recurrence is not None
+        past = graph.input("recurrence", rows, 2, width)
+        past = graph.reshape(past, rows, 2 * width)
+        output, cell = graph.split(past, width, width)
+        joined = graph.op("Concat", hidden, output, axis=-1)
+        enter, keep, new, leave = graph.split(graph.linear(joined, *self.step.recurrence), *[width] * 4)
+        kept = graph.op("Mul", graph.op("Sigmoid", keep), cell)
+        entered = graph.op("Mul", graph.op("Sigmoid", enter), graph.op("Tanh", new))
+        cell = graph.op("Add", kept, entered)
+        output = graph.op("Mul", graph.op("Sigmoid", leave), graph.op("Tanh", cell))
+        joined = graph.reshape(graph.op("Concat", output, cell, axis=-1), rows, 2, width)
+        graph.output("new_recurrence", joined, rows, 2, width)
+        return output
+
+    def pool(self, states: str, weight: Tensor, bias: Tensor, site_bias: str) -> str:
+        """Weighted mean over sites, (R, D) -> (B, D)."""
+        graph, streams, sites = self.graph, self.batch_size, self.step.num_sites
+        if sites == 1:
+            return states
+        scores = graph.reshape(graph.linear(states, weight, bias), streams, sites)
+        weights = graph.op("Softmax", graph.op("Add", scores, site_bias), axis=-1)
+        by_site = graph.reshape(states, streams, sites, self.width)
+        pooled = graph.op("MatMul", graph.reshape(weights, streams, 1, sites), by_site)
+        return graph.reshape(pooled, streams, self.width)
+
     def build(self) -> _Graph:
         graph, step, config = self.graph, self.step, self.config
         sites, pairs = step.num_sites, self.size // 2
-        hidden = self.embed()
+        hidden = stem = self.embed()
         rotation = self.tables(graph.input("cos", sites, pairs), graph.input("sin", sites, pairs))
         key_bias = graph.input("key_bias", self.rows, self.places)
         key_bias = graph.reshape(key_bias, self.rows, 1, 1, self.places)
@@ -295,13 +325,13 @@ class _StepBuilder:
             for layer in step.spatial:
                 hidden = self.spatial_layer(hidden, layer, turned, bias)
         hidden = graph.norm(hidden, self.width, config.layer_norm_eps)
-        if sites > 1:
-            scores = graph.linear(hidden, step.score_weight, step.score_bias)
-            scores = graph.op("Add", graph.reshape(scores, self.batch_size, sites), site_bias)
-            weights = graph.reshape(graph.op("Softmax", scores, axis=-1), self.batch_size, 1, sites)
-            hidden = graph.reshape(hidden, self.batch_size, sites, self.width)
-            hidden = graph.reshape(graph.op("MatMul", weights, hidden), self.batch_size, self.width)
-        predictions = graph.linear(hidden, step.readout_weight, step.readout_bias)
+        pooled = self.pool(hidden, step.score_weight, step.score_bias, site_bias)
+        predictions = graph.linear(pooled, step.readout_weight, step.readout_bias)
+        if step.stem_readout is not None:
+            score_weight, score_bias, weight = step.stem_readout
+            pooled = self.pool(stem, score_weight, score_bias, site_bias)
+            read = graph.op("MatMul", pooled, graph.constant(weight))
+            predictions = graph.op("Add", predictions, read)
         graph.output("predictions", predictions, self.batch_size, config.num_targets)
         graph.finish()
         return graph
@@ -385,6 +415,7 @@ class OnnxBackend:
         }
         self.new = {
             "tokens": zeros(rows, config.hidden_size),
+            "recurrence": np.zeros_like(self.state["recurrence"]),
             "queries": zeros(layers, rows, heads, size),
             "keys": zeros(layers, rows, heads, width),
             "values": zeros(layers, rows, heads, size),
@@ -437,6 +468,7 @@ class OnnxBackend:
         if recorded is not None:
             missing = ~recorded
             new["tokens"][missing] = 0
+            new["recurrence"][missing] = state["recurrence"][missing]
             for name in ("queries", "values", "context"):
                 new[name][:, missing] = 0
             new["keys"][:, missing, :, : self.step.config.head_size] = 0
@@ -445,6 +477,7 @@ class OnnxBackend:
             if len(history):
                 history[:-1] = history[1:]
                 history[-1] = new[name]
+        state["recurrence"][:] = new["recurrence"]
         state["recent_keys"][:] = new["keys"][..., : state["recent_keys"].shape[-1]]
         if slot >= 0:
             place = self.step.config.num_anchors + slot

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_rpnt import RPNTConfig
+from .embeddings_rpnt import RECURRENT_GAIN
 from .errors import ConfigurationError
 from .modeling_rpnt import RPNTForMotorDecoding
 
@@ -34,6 +35,8 @@ class StepState(NamedTuple):
         key_bias (`torch.FloatTensor` of shape `(R, A + W - 1)`):
             0 where a key may be attended, a very negative number where a slot holds no recorded bin.
         tokens (`torch.FloatTensor` of shape `(R, stem_kernel - 1, D)`): Last tokens, oldest first.
+        recurrence (`torch.FloatTensor` of shape `(R, 2, D)`):
+            Output and cell of the recurrent stem; of size 0 where there is none.
         queries (`torch.FloatTensor` of shape `(L, R, H, Kq - 1, d)`): Last queries, oldest first.
         recent_keys (`torch.FloatTensor` of shape `(L, R, H, (Kk - 1) * d)`): Last keys, newest first.
         keys (`torch.FloatTensor` of shape `(L, R, H, A + W - 1, E)`): Ring of fused keys.
@@ -45,6 +48,7 @@ class StepState(NamedTuple):
 
     key_bias: Tensor
     tokens: Tensor
+    recurrence: Tensor
     queries: Tensor
     recent_keys: Tensor
     keys: Tensor
@@ -57,6 +61,7 @@ class StepRows(NamedTuple):
 
     Args:
         tokens (`torch.FloatTensor` of shape `(R, D)`): Token of the bin.
+        recurrence (`torch.FloatTensor` of shape `(R, 2, D)`): New output and cell of the recurrent stem.
         queries (`torch.FloatTensor` of shape `(L, R, H, d)`): Its queries.
         keys (`torch.FloatTensor` of shape `(L, R, H, E)`): Its fused keys, the key itself first.
         values (`torch.FloatTensor` of shape `(L, R, H, d)`): Its values.
@@ -64,6 +69,7 @@ class StepRows(NamedTuple):
     """
 
     tokens: Tensor
+    recurrence: Tensor
     queries: Tensor
     keys: Tensor
     values: Tensor
@@ -177,6 +183,13 @@ class StreamingStep(nn.Module):
             now = 1 + taps[-1]  # the token itself is added to what the taps give
             parts = (taps[:-1], now, embeddings.stem_bias, embeddings.norm.weight, embeddings.norm.bias)
             self.stem = tuple(self._cast(part) for part in parts)
+        self.recurrence: tuple[Tensor, Tensor] | None = None
+        if self.config.recurrent_stem:
+            cell = embeddings.recurrence
+            weight = torch.cat(
+                [RECURRENT_GAIN * cell.weight_ih_l0.double(), cell.weight_hh_l0.double()], dim=1
+            )
+            self.recurrence = self._cast(weight.t()), self._cast(cell.bias_ih_l0.double() + cell.bias_hh_l0)
 
         tables = encoder.rotary(None if metadata is None else metadata[None], 1, self.device)
         pairs = self.config.head_size // 2
@@ -203,11 +216,19 @@ class StreamingStep(nn.Module):
             torch.tensor(values or [default] * targets, dtype=torch.float64, device=self.device)
             for values, default in ((self.config.label_mean, 0.0), (self.config.label_std, 1.0))
         )
-        weight, bias = (part[:targets] for part in _weights(model.decoder))
-        readout_weight, readout_bias = _fold(weight, bias, encoder.norm)
+        weight, absent = (part[:targets] for part in _weights(model.decoder))
+        readout_weight, bias = _fold(weight, absent, encoder.norm)
+        self.stem_readout: tuple[Tensor, Tensor, Tensor] | None = None
+        if self.config.recurrent_stem:  # predictions are the mean of two readouts
+            stem_weight, stem_bias = _weights(model.stem_decoder)
+            absent, bias = (absent + stem_bias) / 2, (bias + stem_bias) / 2
+            readout_weight, scaled = readout_weight / 2, stem_weight.t() * scale / 2
+            score_weight, score_bias = _weights(model.stem_pooling.score)
+            scaled = scaled.to(self.wide).contiguous()
+            self.stem_readout = (self._cast(score_weight.t()), self._cast(score_bias), scaled)
         self.readout_weight = (readout_weight * scale).to(self.wide).contiguous()
-        self.readout_bias = (readout_bias * scale + mean).to(self.wide)
-        self.absent = (bias * scale + mean).to(self.wide)  # what a bin without any site decodes to
+        self.readout_bias = (bias * scale + mean).to(self.wide)
+        self.absent = (absent * scale + mean).to(self.wide)  # what a bin without any site decodes to
 
     def _cast(self, weight: Tensor) -> Tensor:
         return weight.detach().to(self.dtype, copy=True, memory_format=torch.contiguous_format)
@@ -227,17 +248,20 @@ class StreamingStep(nn.Module):
         if attention.num_anchors:
             channels = rotary.anchor_channels(attention.zero_axes, self.device)
             anchors = ((attention.anchor_keys * channels).repeat(1, 1, key_taps), attention.anchor_values)
+        attention_scale, mlp_scale = 1.0, 1.0
+        if self.config.layer_scale is not None:
+            attention_scale, mlp_scale = layer.attention_scale.double(), layer.mlp_scale.double()
         output_weight, output_bias = _weights(attention.o_proj)
         down_weight, down_bias = _weights(layer.mlp[3])
         parts = (
             *_fold(weight, bias, layer.attention_norm),
             *context_norm,
             *kernel_map,
-            output_weight.t(),
-            output_bias,
+            output_weight.t() * attention_scale,
+            output_bias * attention_scale,
             *_fold(*_weights(layer.mlp[0]), layer.mlp_norm),
-            down_weight.t(),
-            down_bias,
+            down_weight.t() * mlp_scale,
+            down_bias * mlp_scale,
             *anchors,
         )
         return LayerWeights(*(None if part is None else self._cast(part) for part in parts))  # type: ignore[arg-type]
@@ -268,6 +292,7 @@ class StreamingStep(nn.Module):
         state = StepState(
             key_bias=zeros(rows, places, dtype=self.wide),
             tokens=zeros(rows, config.stem_kernel - 1, config.hidden_size),
+            recurrence=zeros(rows, 2 if self.recurrence is not None else 0, config.hidden_size),
             queries=zeros(*heads, query_taps - 1, size),
             recent_keys=zeros(*heads, (key_taps - 1) * size),
             keys=zeros(*heads, places, key_taps * size),
@@ -374,11 +399,20 @@ class StreamingStep(nn.Module):
         hidden = hidden + torch.addmm(layer.output_bias, output, layer.output_weight)
         return self._feed_forward(hidden, layer)
 
-    def read_out(self, hidden: Tensor, site_bias: Tensor) -> Tensor:
+    def _pool(self, states: Tensor, weight: Tensor, bias: Tensor, site_bias: Tensor) -> Tensor:
+        """Weighted mean over sites, (R, D) -> (B, D)."""
+        if self.num_sites == 1:
+            return states
+        sites = states.unflatten(0, (-1, self.num_sites))
+        scores = (sites @ weight + bias)[..., 0].to(self.wide) + site_bias
+        return torch.bmm(scores.softmax(dim=-1).to(self.dtype)[:, None], sites)[:, 0]
+
+    def read_out(self, hidden: Tensor, stem: Tensor, site_bias: Tensor) -> Tensor:
         """Spatial layers, pooling of sites and the decoding head: what is done at each bin by itself.
 
         Args:
             hidden (`torch.FloatTensor` of shape `(R, D)`): Output of the temporal layers.
+            stem (`torch.FloatTensor` of shape `(R, D)`): Their input, which a recurrent stem also reads out.
             site_bias (`torch.FloatTensor` of shape `(B, S)`): As in `forward`.
 
         Returns:
@@ -386,12 +420,13 @@ class StreamingStep(nn.Module):
         """
         for layer in self.spatial:
             hidden = self._spatial_layer(hidden, layer, site_bias)
-        hidden = self._norm(hidden)
-        if self.num_sites > 1:
-            sites = hidden.unflatten(0, (-1, self.num_sites))
-            scores = (sites @ self.score_weight + self.score_bias)[..., 0].to(self.wide) + site_bias
-            hidden = torch.bmm(scores.softmax(dim=-1).to(self.dtype)[:, None], sites)[:, 0]
-        return torch.addmm(self.readout_bias, hidden.to(self.wide), self.readout_weight)
+        pooled = self._pool(self._norm(hidden), self.score_weight, self.score_bias, site_bias)
+        predictions = torch.addmm(self.readout_bias, pooled.to(self.wide), self.readout_weight)
+        if self.stem_readout is not None:
+            score_weight, score_bias, weight = self.stem_readout
+            pooled = self._pool(stem, score_weight, score_bias, site_bias)
+            predictions = torch.addmm(predictions, pooled.to(self.wide), weight)
+        return predictions
 
     def forward(
         self,
@@ -428,18 +463,27 @@ class StreamingStep(nn.Module):
             taps, now, bias, gain, shift = self.stem
             hidden = torch.addcmul((state.tokens * taps).sum(dim=1) + bias, token, now)
             hidden = F.layer_norm(hidden, hidden.shape[-1:], gain, shift, self.config.layer_norm_eps)
+        recurrence = state.recurrence
+        if self.recurrence is not None:
+            weight, bias = self.recurrence
+            gates = torch.addmm(bias, torch.cat([hidden, state.recurrence[:, 0]], dim=-1), weight)
+            enter, keep, candidate, leave = gates.chunk(4, dim=-1)
+            cell = keep.sigmoid() * state.recurrence[:, 1] + enter.sigmoid() * candidate.tanh()
+            hidden = leave.sigmoid() * cell.tanh()
+            recurrence = torch.stack([hidden, cell], dim=1)
         if positions.ndim:
             hidden = hidden + positions.to(self.dtype)
+        stem = hidden
 
         rotation = self._turn(cos, sin)
         key_bias = state.key_bias[:, None].expand(-1, self.config.num_attention_heads, -1).flatten(0, 1)
         rows: list[tuple[Tensor, ...]] = []
-        layers = zip(self.temporal, *(part.unbind(0) for part in state[2:]), strict=True)
+        layers = zip(self.temporal, *(part.unbind(0) for part in state[3:]), strict=True)
         for layer, *past in layers:
             hidden, new = self._temporal_layer(hidden, layer, rotation, key_bias[:, None], past)
             rows.append(new)
         stacked = (torch.stack(parts) for parts in zip(*rows, strict=True))
-        return self.read_out(hidden, site_bias), StepRows(token, *stacked)
+        return self.read_out(hidden, stem, site_bias), StepRows(token, recurrence, *stacked)
 
 
 def push_rows(state: StepState, rows: StepRows, slot: int, recorded: Tensor | None, blocked: float) -> None:
@@ -460,6 +504,7 @@ def push_rows(state: StepState, rows: StepRows, slot: int, recorded: Tensor | No
         own_key, earlier_keys = rows.keys[..., :size], rows.keys[..., size:]
         rows = StepRows(
             tokens=rows.tokens * seen_R1,
+            recurrence=torch.where(seen_R11, rows.recurrence, state.recurrence),
             queries=rows.queries * seen_R11,
             keys=torch.cat([own_key * seen_R11, earlier_keys], dim=-1),
             values=rows.values * seen_R11,
@@ -467,6 +512,7 @@ def push_rows(state: StepState, rows: StepRows, slot: int, recorded: Tensor | No
         )
     if state.tokens.shape[1]:
         state.tokens.copy_(torch.cat([state.tokens[:, 1:], rows.tokens[:, None]], dim=1))
+    state.recurrence.copy_(rows.recurrence)
     if state.queries.shape[3]:
         state.queries.copy_(torch.cat([state.queries[:, :, :, 1:], rows.queries[:, :, :, None]], dim=3))
     if state.recent_keys.shape[3]:
