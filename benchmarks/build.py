@@ -30,11 +30,13 @@ from rpnt_hf.data.nwb_writer import write_nwb
 BIN_SIZE = 0.02
 RATE = 20.0  # spikes a second and unit
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
 build_dataset(sys.argv[2:], Path(sys.argv[1]), BuilderConfig({bin_size}))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+sys.path.insert(0, {folder!r})
+from measure import peak_memory_mib
+print(peak_memory_mib())
 """
 
 
@@ -113,7 +115,7 @@ def measure_speed(folder: Path, num_units: int, seconds: float, turns: int) -> d
 
 def peak_memory(folder: Path, paths: list[Path]) -> float:
     """Peak resident memory in MiB of a process that builds these recordings."""
-    code = MEMORY.format(bin_size=BIN_SIZE)
+    code = MEMORY.format(bin_size=BIN_SIZE, folder=str(Path(__file__).parent))
     command = [sys.executable, "-c", code, str(folder / f"memory{len(paths)}"), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
