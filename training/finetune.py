@@ -89,6 +89,7 @@ class FinetuneOptions:
         context_bins: Bins at the start of a window that are only looked at.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
         spike_dropout: Largest share of its spikes that a unit loses in a training window, in [0, 1).
+        time_warp: Training windows are played faster or slower by factors of up to 1 + this, 0 or more.
         metadata_dropout: Probability in [0, 1] that a training window loses a metadata axis.
         batch_size: Windows per batch and process.
         accumulation_steps: Batches per optimiser step.
@@ -120,6 +121,7 @@ class FinetuneOptions:
     context_bins: int = 0
     unit_dropout: float = 0.15
     spike_dropout: float = 0.5
+    time_warp: float = 0.0
     metadata_dropout: float = 0.1
     batch_size: int = 32
     accumulation_steps: int = 1
@@ -428,6 +430,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         processor,
         unit_dropout=options.unit_dropout,
         spike_dropout=options.spike_dropout,
+        time_warp=options.time_warp,
         metadata_dropout=options.metadata_dropout,
     )
     # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.

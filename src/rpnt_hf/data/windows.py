@@ -22,6 +22,7 @@ from ..layout_rpnt import site_layout
 from ..objectives import draw_masks
 from ..processing_rpnt import RPNTProcessor
 from ..random_rpnt import random_bits, uniforms
+from .augmentation import warp_time
 from .rows import row_behavior, row_counts, row_observed, scored_bins
 
 logger = logging.getLogger(__name__)
@@ -392,6 +393,9 @@ class WindowCollator:
         spike_dropout (`float`, *optional*, defaults to 0.0):
             Largest share in [0, 1) of its spikes that a unit loses in a window; drawn uniformly from 0.
             For decoding only: counts that are reconstructed must stay as recorded.
+        time_warp (`float`, *optional*, defaults to 0.0):
+            Windows are played faster or slower by factors of up to 1 + time_warp (`augmentation.warp_time`);
+            0 or more. For decoding only.
         metadata_dropout (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window loses a metadata axis (site axes go together).
         mean_counts (`dict[str, np.ndarray]`, *optional*):
@@ -413,6 +417,7 @@ class WindowCollator:
         masking: MaskingConfig | None = None,
         unit_dropout: float = 0.0,
         spike_dropout: float = 0.0,
+        time_warp: float = 0.0,
         metadata_dropout: float = 0.0,
         mean_counts: Mapping[str, NDArray[np.float64]] | None = None,
         sample_units: bool = True,
@@ -427,8 +432,14 @@ class WindowCollator:
                 "`spike_dropout` must lie in [0, 1) and be 0 where counts are reconstructed, got "
                 f"{spike_dropout}. Use `unit_dropout` in pretraining."
             )
+        if time_warp < 0 or (time_warp and masking is not None):
+            raise ConfigurationError(
+                f"`time_warp` must be 0 or more, and 0 where counts are reconstructed, got {time_warp}."
+            )
         self.processor = processor
         self.masking = masking
+        self.time_warp = time_warp
+        self._behavior_units = list(rows[0]["behavior_units"] or []) if rows else []
         self.spike_dropout = spike_dropout
         self.unit_dropout = unit_dropout
         self.metadata_dropout = metadata_dropout
@@ -531,6 +542,8 @@ class WindowCollator:
         }
         if self.masking is None:
             arrays |= _labels(batch, flat_bins)
+            if self.time_warp:
+                arrays = warp_time(arrays, seeds, self.time_warp, self._behavior_units)
         else:
             masked_bins, masked_units = draw_masks(
                 seeds,

@@ -43,6 +43,7 @@ class NeuralSettings:
         dropout: Probability in [0, 1) of dropping a hidden value.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
         spike_dropout: Largest share of its spikes that a unit loses in a training window, in [0, 1).
+        time_warp: Training windows are played faster or slower by up to 1 + this, 0 or more.
         window_bins: Length of training windows, in bins.
         batch_size: Windows per step.
         epochs: Passes over the training rows.
@@ -57,6 +58,7 @@ class NeuralSettings:
     dropout: float = 0.2
     unit_dropout: float = 0.1
     spike_dropout: float = 0.3
+    time_warp: float = 0.0
     window_bins: int = 128
     batch_size: int = 16
     epochs: int = 100
@@ -179,7 +181,11 @@ class NeuralDecoder:
         sampler = WindowSampler(train, settings.window_bins, settings.batch_size, seed=self.seed)
         dataset = WindowDataset(train)
         collator = WindowCollator(
-            train, processor, unit_dropout=settings.unit_dropout, spike_dropout=settings.spike_dropout
+            train,
+            processor,
+            unit_dropout=settings.unit_dropout,
+            spike_dropout=settings.spike_dropout,
+            time_warp=settings.time_warp,
         )
         label_mean, label_std = (torch.tensor(values) for values in label_statistics(train))
         self._unit_ids = list(train[0]["unit_ids"])
@@ -199,7 +205,7 @@ class NeuralDecoder:
             for epoch in range(settings.epochs):
                 network.train()
                 for windows in sampler.batches(epoch):
-                    batch = collator([dataset[window] for window in windows])
+                    batch = collator(dataset.__getitems__(windows))
                     real = collator.processor.session_inputs(sessions[0])[2]
                     counts = batch["spike_counts"].movedim(2, 1).flatten(2)[..., real.reshape(-1)]
                     kept = batch["unit_mask"].flatten(1)[:, real.reshape(-1)]
