@@ -186,7 +186,7 @@ print(json.dumps({"outputs": outputs.tolist(), "units": units, "first": first[0]
 )
 @torch.no_grad()
 def test_the_command_exports_checks_and_times_both_programs(format, program, without, tmp_path, capsys):
-    model, processor = make_decoder(num_spatial_layers=1)
+    model, processor = make_decoder(num_spatial_layers=1, recurrent_stem=True, layer_scale=0.5)
     model.save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     options = ["--format", format, "--out", str(tmp_path / "out"), "--session-id", "today"]

@@ -8,6 +8,7 @@ Legend: as in `streaming_step.py`, and `T` bins.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class OfflineDecoder(nn.Module):
     def __init__(self, step: StreamingStep, model: RPNTForMotorDecoding) -> None:
         super().__init__()
         self.step = step
-        self.embeddings = model.model.embeddings if model.config.recurrent_stem else None
+        self.recurrent_stem = (model.model.embeddings,)  # in a tuple, so that exporters do not look into it
         self.frequencies = torch.from_numpy(step.frequencies).to(step.device)
 
     def forward(self, spike_counts: Tensor, bin_mask: Tensor) -> Tensor:
@@ -55,8 +56,8 @@ class OfflineDecoder(nn.Module):
             for tap, weight in enumerate(taps):
                 hidden = hidden + padded[:, :, tap : tap + num_bins] * weight
             hidden = F.layer_norm(hidden, hidden.shape[-1:], gain, shift, step.config.layer_norm_eps)
-        if self.embeddings is not None:
-            hidden = self.embeddings.recur(hidden, bin_mask)
+        if step.recurrence is not None:
+            hidden = self._recur(hidden, bin_mask)
         bins = torch.arange(num_bins, device=step.device)
         if step.config.position_encoding == "sinusoidal":
             hidden = hidden + self._positions(bins, bin_mask).to(step.dtype)
@@ -78,6 +79,31 @@ class OfflineDecoder(nn.Module):
         predictions = step.read_out(hidden.flatten(0, 2), stem.flatten(0, 2), site_bias.flatten(0, 1))
         predictions = predictions.unflatten(0, (-1, num_bins))
         return torch.where(site_mask.any(dim=2, keepdim=True), predictions, step.absent)
+
+    def _recur(self, hidden: Tensor, bin_mask: Tensor) -> Tensor:
+        """The recurrent stem, which passes over bins that were not recorded, (B, S, T, D) -> (B, S, T, D)."""
+        assert self.step.recurrence is not None
+        if not torch.compiler.is_exporting():
+            return self.recurrent_stem[0].recur(hidden, bin_mask)
+        from torch._higher_order_ops.scan import scan
+
+        # `nn.LSTM` would be written out bin by bin for the length of the example; a scan stays a loop.
+        weight, bias = (part.clone() for part in self.step.recurrence)  # of the traced kind
+
+        def advance(past: tuple[Tensor, Tensor], bin_now: tuple[Tensor, Tensor]) -> Any:
+            (output, cell), (entering, recorded) = past, bin_now
+            gates = torch.cat([entering, output], dim=-1) @ weight + bias
+            enter, keep, candidate, leave = gates.chunk(4, dim=-1)
+            new_cell = keep.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+            new_output = leave.sigmoid() * new_cell.tanh()
+            moved = (torch.where(recorded, new_output, output), torch.where(recorded, new_cell, cell))
+            return moved, new_output * recorded
+
+        entering = hidden.flatten(0, 1).transpose(0, 1)
+        recorded = bin_mask.flatten(0, 1).transpose(0, 1)[..., None]
+        nothing = torch.zeros_like(entering[0])
+        _, outputs = scan(advance, (nothing, nothing.clone()), (entering, recorded), dim=0)
+        return outputs.transpose(0, 1).view_as(hidden)
 
     def _positions(self, bins: Tensor, bin_mask: Tensor) -> Tensor:
         """Sinusoidal positions, counted from the first recorded bin, (B, S, T, D)."""
