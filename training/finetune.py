@@ -364,18 +364,28 @@ def describe_test(trials: Sequence[ScoredTrial]) -> dict[str, Any]:
 
 
 def calibrate(model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int) -> list[float]:
-    """Finds on validation rows what makes the decoded variances most likely, for each target."""
+    """Widens the predicted variances of each target to what validation rows show; changes only a bias.
+
+    Returns:
+        `list[float]`: What was added to the log variance of each target.
+    """
     predictions, log_variances = decode_distributions(model, processor, rows, batch_size)
     masks = [scored_bins(row) for row in rows]
     for mask in masks:
         mask[: model.config.label_lag] = False
     targets = [row_behavior(row) for row in rows]
-    return calibration_scale(
+    scale = calibration_scale(
         *(
             np.concatenate([values[mask] for values, mask in zip(part, masks, strict=True)])
             for part in (targets, predictions, log_variances)
         )
     )
+    head = ("decoder.bias", "decoder.modules_to_save.default.bias")  # the second is that of an adapter
+    names = [name for name, _ in model.named_parameters() if name.endswith(head) and "stem_" not in name]
+    bias = model.get_parameter(names[-1])
+    with torch.no_grad():
+        bias[model.config.num_targets :] += torch.tensor(scale).to(bias)
+    return scale
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

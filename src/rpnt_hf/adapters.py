@@ -130,7 +130,11 @@ def _lora_config(
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=LINEAR_LAYERS,
-        modules_to_save=[name for name, _ in model.named_children() if name != model.base_model_prefix],
+        modules_to_save=[
+            name
+            for name, part in model.named_children()
+            if name != model.base_model_prefix and any(True for _ in part.parameters())
+        ],
         trainable_token_indices={UNIT_EMBEDDING: list(rows)} if rows else None,
     )
 
