@@ -282,8 +282,9 @@ class RPNTTemporalAttention(RPNTAttention):
             recorded = bin_mask[:, :, None, :, None]
             cos, sin = cos * recorded, sin * recorded
         qkv = self.project(hidden_states, None).transpose(-3, -2)  # (3, B, S, H, T, d)
-        query, key = rotate(qkv[:2], cos, sin).flatten(1, 2)
-        value = qkv[2].flatten(0, 1)
+        rotated, (value,) = qkv.split((2, 1))
+        query, key = rotate(rotated, cos, sin).flatten(1, 2)
+        value = value.flatten(0, 1)
         if self.num_anchors:
             anchor_key, anchor_value = self.anchors(channels, value)
             key = torch.cat([anchor_key.expand(B * S, -1, -1, -1), key], dim=-2)

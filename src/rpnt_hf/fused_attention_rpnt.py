@@ -311,7 +311,7 @@ def _attend_sparsely(
     mask = _sparse_mask(query.shape[-2], key_mask, num_anchors, window, query.device)
     # Without compilation it would make all scores; on a CPU, where it has no backward, that is for tests.
     compiles = query.is_cuda and not torch.compiler.is_compiling()
-    attend: Callable[..., Any] = _compiled_flex_attention() if compiles else flex_attention
+    attend: Any = _compiled_flex_attention() if compiles else flex_attention
     return attend(query, key, value, block_mask=mask, scale=scale)
 
 
