@@ -20,8 +20,9 @@ from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
-from rpnt_hf.decoding import decode_recording, decode_rows
+from rpnt_hf.decoding import decode_distributions, decode_recording, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
+from rpnt_hf.evaluation.calibration import calibration_scale
 from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_schedule
@@ -666,3 +667,20 @@ def test_two_processes_equal_one_with_the_same_global_batches(
     assert [entry["step"] for entry in alone] == list(range(1, num_steps + 1))
     for first, second in zip(together, alone, strict=True):
         assert first == pytest.approx(second, rel=1e-4, abs=1e-5)
+
+
+def test_variances_are_calibrated_on_validation_and_saved(corpus, tmp_path):
+    results = run(
+        "finetune", corpus, tmp_path / "run", "--sessions=[a]", "--epochs=4", "--model.predict_variance=true"
+    )
+    model = RPNTForMotorDecoding.from_pretrained(tmp_path / "run")
+    processor = RPNTProcessor.from_pretrained(tmp_path / "run")
+    rows = [row for row in view_rows(load_rows(corpus, split="validation")) if row["session_id"] == "a"]
+    decoded, log_variances = decode_distributions(model, processor, rows)
+    parts = [
+        np.concatenate([values[scored_bins(row)] for values, row in zip(column, rows, strict=True)])
+        for column in ([row_behavior(row) for row in rows], decoded, log_variances)
+    ]
+    # What was saved needs no further scale, and what was added is reported.
+    np.testing.assert_allclose(calibration_scale(*parts), 0, atol=1e-4)
+    assert any(abs(value) > 1e-3 for value in results["variance_calibration"])

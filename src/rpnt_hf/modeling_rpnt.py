@@ -141,7 +141,7 @@ class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
         elif isinstance(module, nn.LSTM):
             for parameter in module.parameters():
                 init.uniform_(parameter, -(module.hidden_size**-0.5), module.hidden_size**-0.5)
-        elif isinstance(module, RPNTLayer) and module.scaled:
+        elif isinstance(module, RPNTLayer) and self.config.layer_scale is not None:
             init.constant_(module.attention_scale, self.config.layer_scale)
             init.constant_(module.mlp_scale, self.config.layer_scale)
         elif isinstance(module, RPNTAttention) and module.num_anchors:
