@@ -49,6 +49,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     loop = ClosedLoop(options.checkpoint, options.session_id)
     counts = attach(options.name, len(loop.unit_ids), options.timeout)
+    # What is written from here on is to be decoded: a bin that is lost before the first read counts, too.
+    loop.next_number = counts.next_number = int(counts.header["written"])
     decoded = SharedRing(f"{options.name}_decoded", 1 + loop.num_targets, "<f8", slots=len(counts.slots))
     logger.info("ready: shared memory %s", options.name)
     try:

@@ -28,7 +28,7 @@ class SharedRing:
             `close`); None attaches to one.
 
     Raises:
-        FileNotFoundError: There is no block of that name to attach to.
+        FileNotFoundError: There is no block of that name to attach to, or it is not ready yet.
         ValueError: The block holds records of another length.
     """
 
@@ -38,15 +38,14 @@ class SharedRing:
         if slots is not None:
             size = HEADER.itemsize + slots * record.itemsize
             self.memory = shared_memory.SharedMemory(name, create=True, size=size)
-        elif sys.version_info >= (3, 13):
-            self.memory = shared_memory.SharedMemory(name, track=False)
         else:
-            self.memory = shared_memory.SharedMemory(name)
-            # Before 3.13 a process that only attached would remove the block when it ends.
-            resource_tracker.unregister(self.memory._name, "shared_memory")  # type: ignore[attr-defined]
+            self.memory = _attached(name)
         self.header = np.ndarray((), HEADER, self.memory.buf)
         if slots is not None:
-            self.header[()] = (length, slots, 0, 0)
+            self.header[()] = (0, slots, 0, 0)  # a length of 0: not ready
+        elif not self.header["length"]:
+            self.close()
+            raise FileNotFoundError(f"The ring '{name}' is not ready.")
         elif self.header["length"] != length:
             found = int(self.header["length"])
             self.close()
@@ -58,6 +57,7 @@ class SharedRing:
         self.slots = np.ndarray((num_slots,), record, self.memory.buf, HEADER.itemsize)
         if self.is_owner:
             self.slots["number"] = -1
+            self.header["length"] = length
         self.next_number = 0
 
     def write(self, values: NDArray[Any]) -> None:
@@ -100,3 +100,16 @@ class SharedRing:
         self.memory.close()
         if self.is_owner:
             self.memory.unlink()
+
+
+def _attached(name: str) -> shared_memory.SharedMemory:
+    """Attaches to a block that another process owns."""
+    try:
+        if sys.version_info >= (3, 13):
+            return shared_memory.SharedMemory(name, track=False)
+        memory = shared_memory.SharedMemory(name)
+    except ValueError as error:  # made, but still empty
+        raise FileNotFoundError(f"The ring '{name}' is not ready.") from error
+    # Before 3.13 a process that only attached would remove the block when it ends.
+    resource_tracker.unregister(memory._name, "shared_memory")  # type: ignore[attr-defined]
+    return memory
