@@ -8,7 +8,7 @@ import json
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["peak_memory_mib", "percentiles_ms", "print_table", "save_plot", "sav
 
 
 def time_turns(
-    variants: dict[str, Callable[[], Any]], min_seconds: float = 2.0, min_turns: int = 5
+    variants: Mapping[str, Callable[..., Any]], min_seconds: float = 2.0, min_turns: int = 5
 ) -> dict[str, float]:
     """Times variants turn by turn, so that a disturbance meets all of them alike.
 
