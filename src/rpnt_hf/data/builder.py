@@ -38,7 +38,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ROWS_PER_GROUP = 256
-BYTES_PER_GROUP = 32 * 2**20
+BYTES_PER_GROUP = 8 * 2**20
 BYTES_PER_FILE = 512 * 2**20
 
 
