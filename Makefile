@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
-SOURCES := src training dataset_builders benchmarks tests
+SOURCES := src training dataset_builders benchmarks examples tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format clean
