@@ -564,9 +564,7 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             InputError: Shapes do not fit each other or the configuration.
         """
         outputs = self.model(spike_counts, unit_ids, unit_mask, bin_mask, metadata, **kwargs)
-        readouts, log_variances, scale = self.decode(
-            outputs.last_hidden_state, outputs.stem_state, bin_mask
-        )
+        readouts, log_variances, scale = self.decode(outputs.last_hidden_state, outputs.stem_state, bin_mask)
         predictions = torch.stack(readouts).mean(dim=0)
 
         loss = None
