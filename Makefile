@@ -6,10 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
+RESULTS_OUT ?= results_out
+BENCHMARKS_OUT ?= benchmarks_out
 SOURCES := src training dataset_builders benchmarks examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all results benchmarks lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +32,16 @@ test: $(STAMP)  ## Run the fast tests.
 
 test-all: $(STAMP)  ## Run every test that needs neither the internet nor a GPU.
 	$(BIN)/python -m pytest -q -m "not network and not gpu"
+
+results: $(STAMP)  ## Evaluate every protocol on simulated recordings (RESULTS_OUT=folder; goes on where it stopped).
+	test -e $(RESULTS_OUT)/dataset || $(BIN)/rpnt build synthetic --out $(RESULTS_OUT)/dataset --nwb-dir $(RESULTS_OUT)/nwb --bin-size 0.05
+	for protocol in within-session few-shot cross-session cross-subject ablation; do \
+		$(BIN)/rpnt evaluate $$protocol --data $(RESULTS_OUT)/dataset --out $(RESULTS_OUT)/$$protocol --recipe tiny \
+			--targets $(RESULTS_TARGETS) --amounts 8 16 100% --seeds 0 1 2 --num-proc 2 || exit 1; done
+
+benchmarks: $(STAMP)  ## Print ratios of speed and memory (BENCHMARKS_OUT=folder); wants a quiet machine.
+	for script in attention training_step streaming loader build import_time; do \
+		$(BIN)/python benchmarks/$$script.py --out $(BENCHMARKS_OUT) || exit 1; done
 
 lint: $(STAMP)  ## Check style and types.
 	$(BIN)/ruff check $(SOURCES)
