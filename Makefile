@@ -33,11 +33,16 @@ test: $(STAMP)  ## Run the fast tests.
 test-all: $(STAMP)  ## Run every test that needs neither the internet nor a GPU.
 	$(BIN)/python -m pytest -q -m "not network and not gpu"
 
+EVALUATE = $(BIN)/rpnt evaluate $(1) --data $(RESULTS_OUT)/dataset --out $(RESULTS_OUT)/$(1) --recipe tiny --num-proc 2
+HELD_OUT := sub-C_ses-CO-20240128
+
 results: $(STAMP)  ## Evaluate every protocol on simulated recordings (RESULTS_OUT=folder; goes on where it stopped).
 	test -e $(RESULTS_OUT)/dataset || $(BIN)/rpnt build synthetic --out $(RESULTS_OUT)/dataset --nwb-dir $(RESULTS_OUT)/nwb --bin-size 0.05
-	for protocol in within-session few-shot cross-session cross-subject ablation; do \
-		$(BIN)/rpnt evaluate $$protocol --data $(RESULTS_OUT)/dataset --out $(RESULTS_OUT)/$$protocol --recipe tiny \
-			--targets $(RESULTS_TARGETS) --amounts 8 16 100% --seeds 0 1 2 --num-proc 2 || exit 1; done
+	$(call EVALUATE,within-session) --seeds 0 1 2
+	$(call EVALUATE,few-shot) --targets $(HELD_OUT) --amounts 8 16 100% --seeds 0 1 2
+	$(call EVALUATE,cross-session) --targets $(HELD_OUT) --seeds 0 1 2
+	$(call EVALUATE,cross-subject) --targets $(HELD_OUT) --seeds 0 1 2
+	$(call EVALUATE,ablation) --targets $(HELD_OUT) --seeds 0 1 2
 
 benchmarks: $(STAMP)  ## Print ratios of speed and memory (BENCHMARKS_OUT=folder); wants a quiet machine.
 	for script in attention training_step streaming loader build import_time; do \
