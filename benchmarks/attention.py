@@ -48,9 +48,9 @@ def make_inputs(num_bins: int, batch_size: int, device: str = "cpu") -> Inputs:
 def make_generator(window: int | None, device: str = "cpu") -> RPNTContextKernel:
     """The part of the network that makes kernels, with weights that use every tap."""
     config = RPNTConfig.preset("rpnt-microelectrode", num_hidden_layers=1, attention_window=window)
-    generator = RPNTModel(config).temporal_layers[0].attention.context_kernel
-    torch.nn.init.normal_(generator.kernel_bias)
-    return generator.to(device)
+    layer: Any = RPNTModel(config).temporal_layers[0]
+    torch.nn.init.normal_(layer.attention.context_kernel.kernel_bias)
+    return layer.attention.context_kernel.to(device)
 
 
 def attend(inputs: Inputs, generator: RPNTContextKernel, num_anchors: int = 0) -> Tensor:

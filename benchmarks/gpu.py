@@ -105,8 +105,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(
-            "This benchmark needs a CUDA device, and torch sees none. Run it where there is one, with a build "
-            "of torch for CUDA; `--device cpu --quick` only tries its code on small sizes."
+            "This benchmark needs a CUDA device, and torch sees none. Run it where there is one, with torch "
+            "built for CUDA; `--device cpu --quick` only tries its code on small sizes."
         )
     steps = measure_steps(options)
     print_table("Training steps under bf16 autocast, windows of 50 bins with 50 units a site", steps)

@@ -15,7 +15,7 @@ from rpnt_hf.attention_rpnt import (
     windowed_sum,
 )
 from rpnt_hf.configuration_rpnt import MRoPEAxisConfig, RPNTConfig
-from rpnt_hf.fused_attention_rpnt import context_attention
+from rpnt_hf.fused_attention_rpnt import context_attention, fuse_keys, fuse_queries
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTModel
 
 CASES = {
@@ -147,6 +147,55 @@ def test_long_sequences_never_build_a_square_of_scores():
     with Watch():
         module(x, rotation, rotary.anchor_channels(("time",), x.device), None)[0].sum().backward()
     assert max(sizes) < 2 * num_bins * num_bins // 4  # 2 heads
+
+
+def make_heads(num_bins, num_anchors=3, taps=(3, 3), device="cpu"):
+    """Queries, keys, values and kernels of two sequences and two heads, and which bins were recorded."""
+    query, key, value = (
+        torch.randn(2, 2, bins, 16, device=device)
+        for bins in (num_bins, num_anchors + num_bins, num_anchors + num_bins)
+    )
+    kernel = torch.randn(2, 2, num_bins, 9, device=device).softmax(-1).unflatten(-1, taps)
+    recorded = torch.rand(2, num_bins, device=device) < 0.9
+    return query, key, value, kernel, recorded, num_anchors
+
+
+@pytest.mark.parametrize("window", [None, 1, 50, 200])
+@pytest.mark.parametrize("num_bins", [140, 300])
+@torch.no_grad()
+def test_the_sparse_form_of_a_gpu_equals_the_dense_one(window, num_bins):
+    query, key, value, kernel, recorded, num_anchors = make_heads(num_bins)
+    dense, _ = context_attention(
+        query, key, value, kernel, recorded, num_anchors, window, return_weights=True
+    )
+    fused = fuse_queries(query, kernel), fuse_keys(key, 3, num_anchors)
+    sparse = fused_attention_rpnt._attend_sparsely(*fused, value, recorded, num_anchors, window, 1 / 4)
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_outside_of_the_window_are_left_out_on_a_gpu():
+    mask = fused_attention_rpnt._sparse_mask(4096, None, 4, 50, torch.device("cpu"))
+    assert mask.kv_num_blocks.max() == 4  # its own bins, shifted by the anchors, those before, and the anchors
+    assert mask.kv_num_blocks.shape == (1, 1, 32) and mask.kv_indices.shape == (1, 1, 32, 33)
+    unlimited = fused_attention_rpnt._sparse_mask(4096, None, 4, None, torch.device("cpu"))
+    assert unlimited.kv_num_blocks.sum() == sum(range(2, 34))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("num_bins", [50, 300])
+def test_attention_on_a_gpu_equals_that_on_a_cpu_in_values_and_gradients(num_bins, window):
+    *states, recorded, num_anchors = make_heads(num_bins)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [item.to(device).detach().requires_grad_() for item in states]
+        output, _ = context_attention(*leaves, recorded.to(device), num_anchors, window)
+        weight = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
+        weight = weight * recorded.to(device)[:, None, :, None]
+        gradients = torch.autograd.grad((output * weight).sum(), leaves)
+        results.append([item.cpu() for item in (output, *gradients)])
+    for here, there in zip(*results, strict=True):
+        torch.testing.assert_close(here, there, atol=5e-3, rtol=5e-3)
 
 
 def test_eager_attention_equals_the_default_one():

@@ -192,6 +192,37 @@ def test_the_step_compiles_as_one_graph():
     )
 
 
+TARGETS = {
+    RPNTForPreTraining: lambda: {
+        "labels": torch.tensor([[0, 1]] * 3),
+        "masked_bins": torch.rand(3, 2, 9) < 0.5,
+        "masked_units": torch.rand(3, 2, 6) < 0.5,
+    },
+    RPNTForMotorDecoding: lambda: {"labels": torch.randn(3, 9, 2)},
+    RPNTForSequenceClassification: lambda: {"labels": torch.tensor([0, 1, -100])},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cls", "backend"),
+    [*((cls, "aot_eager") for cls in TARGETS), (RPNTForMotorDecoding, "inductor")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_training_compiles_as_one_graph_with_the_same_gradients(cls, backend):
+    model = make(cls, dropout=0.0).train()
+    inputs = make_inputs() | TARGETS[cls]()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=backend)
+    losses = [network(**inputs).loss for network in (model, compiled)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for (name, p), q in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_labels_are_physical_and_the_network_sees_them_normalised():
     model = make(label_mean=[100.0, -50.0], label_std=[10.0, 20.0])
     predictions = model(torch.zeros(1, 1, 5, 6)).predictions[0].mean(0)
