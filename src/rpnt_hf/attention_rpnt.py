@@ -331,10 +331,9 @@ class RPNTSpatialAttention(RPNTAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """(B, S, T, D) -> (B, S, T, D) and, with eager attention, weights (B * T, H, S, A + S)."""
         B, S, T, _ = hidden_states.shape
-        query, key, value = self.project(hidden_states, bin_mask).permute(
-            0, 1, 3, 4, 2, 5
-        )  # each (B, T, H, S, d)
-        query, key = (rotate(states, *rotation).to(value.dtype).flatten(0, 1) for states in (query, key))
+        # Absent sites need not be 0 here: no query sees their keys, and what they see is dropped.
+        rotated, (value,) = self.project(hidden_states, None).permute(0, 1, 3, 4, 2, 5).split((2, 1))
+        query, key = rotate(rotated, *rotation).flatten(1, 2)  # (B * T, H, S, d)
         value = value.flatten(0, 1)
         mask = None
         if bin_mask is not None:
