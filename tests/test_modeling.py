@@ -22,6 +22,7 @@ from rpnt_hf import (
     RPNTForSequenceClassification,
     RPNTModel,
 )
+from rpnt_hf.dropout_rpnt import RPNTDropout
 from rpnt_hf.errors import ConfigurationError, InputError
 
 CLASSES = [RPNTModel, RPNTForPreTraining, RPNTForMotorDecoding, RPNTForSequenceClassification]
@@ -221,6 +222,24 @@ def test_training_compiles_as_one_graph_with_the_same_gradients(cls, backend):
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_keeps_the_mean_and_repeats_with_the_seed(p):
+    dropout, ones = RPNTDropout(p), torch.ones(3, 33_333, requires_grad=True)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        outputs.append(dropout(ones))
+    assert torch.equal(*outputs) and not torch.equal(dropout(ones), outputs[0])
+    share = (outputs[0] == 0).double().mean().item()
+    assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 99_999) + 2**-17
+    assert abs(outputs[0].mean().item() - 1) < 0.05
+    halves = (outputs[0].detach()[:, :16_000] == 0, outputs[0].detach()[:, 16_000:32_000] == 0)
+    assert abs((halves[0] & halves[1]).double().mean().item() - p * p) < 0.01  # independent draws
+    (gradient,) = torch.autograd.grad(outputs[0].sum(), ones)
+    assert torch.equal(gradient, outputs[0])
+    assert torch.equal(dropout.eval()(ones), ones)
 
 
 def test_labels_are_physical_and_the_network_sees_them_normalised():

@@ -31,6 +31,7 @@ from .attention_rpnt import (
     RPNTTemporalAttention,
 )
 from .configuration_rpnt import RPNTConfig
+from .dropout_rpnt import RPNTDropout
 from .embeddings_rpnt import RPNTEmbeddings
 from .errors import ConfigurationError, InputError, closest_names
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive, variance_loss
@@ -56,10 +57,10 @@ class RPNTLayer(GradientCheckpointingLayer):
         self.mlp = nn.Sequential(
             nn.Linear(config.hidden_size, config.intermediate_size),
             ACT2FN[config.hidden_act],
-            nn.Dropout(config.dropout),
+            RPNTDropout(config.dropout),
             nn.Linear(config.intermediate_size, config.hidden_size),
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RPNTDropout(config.dropout)
         self.scaled = config.layer_scale is not None
         if self.scaled:  # not in the paper; Touvron et al. 2021, arXiv:2103.17239
             self.attention_scale = nn.Parameter(torch.empty(config.hidden_size))
@@ -220,7 +221,7 @@ class RPNTModel(RPNTPreTrainedModel):
             RPNTSpatialLayer(config) for _ in range(config.num_spatial_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = RPNTDropout(config.dropout)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -506,7 +507,7 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         if config.recurrent_stem:  # a readout of its own; predictions are the mean of both
             self.stem_pooling = RPNTMaskedPooling(config)
             self.stem_decoder = nn.Linear(config.hidden_size, config.num_targets)
-        self.dropout = nn.Dropout(config.dropout if config.recurrent_stem else 0.0)
+        self.dropout = RPNTDropout(config.dropout if config.recurrent_stem else 0.0)
         self.post_init()
 
     def decode(
