@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # the test server speaks LFS
+os.environ.pop("HF_HUB_OFFLINE", None)  # tests speak to a Hub of their own, on this machine
 # Fixtures of modules and sessions load datasets through a cache of this run.
 DATASET_CACHE = tempfile.TemporaryDirectory(prefix="rpnt-tests-")
 os.environ["HF_DATASETS_CACHE"] = DATASET_CACHE.name

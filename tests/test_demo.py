@@ -74,7 +74,7 @@ def test_decode_prints_scores_as_json_on_its_last_line(
 
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
-    [("pretrained", "must hold a trained decoder"), ("nothing", "must be a folder with a saved decoder")],
+    [("pretrained", "must hold a trained decoder"), ("nothing", "must be a folder with a saved model")],
 )
 def test_decode_refuses_what_is_no_decoder(
     demo: Path, checkpoint: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -93,7 +93,7 @@ def test_decode_refuses_a_checkpoint_that_lacks_weights(
     del weights["decoder.weight"]
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     assert main(["decode", str(checkpoint), str(sorted((demo / "nwb").rglob("*.nwb"))[-1])]) == 2
-    assert "without decoder.weight" in capsys.readouterr().err
+    assert "decoder.weight (1 in all" in capsys.readouterr().err
 
 
 def test_examples_of_the_readme_run_on_what_the_demo_leaves(

@@ -439,7 +439,7 @@ class WindowCollator:
         self.processor = processor
         self.masking = masking
         self.time_warp = time_warp
-        self._behavior_units = list(rows[0]["behavior_units"] or []) if rows else []
+        self._behavior_units = list(rows[0].get("behavior_units") or []) if rows else []
         self.spike_dropout = spike_dropout
         self.unit_dropout = unit_dropout
         self.metadata_dropout = metadata_dropout
