@@ -57,7 +57,7 @@ def test_an_unknown_builder_is_answered_with_the_closest():
     ):
         load_builder("perich_mill")
     with pytest.raises(
-        ConfigurationError, match="must lie in training or dataset_builders or .*, got 'src/rpnt_hf'"
+        ConfigurationError, match=r"must lie in training or dataset_builders or .*, got 'src/rpnt_hf'"
     ):
         find_script("src/rpnt_hf")
 
