@@ -152,6 +152,16 @@ def load_decoder(checkpoint: str | Path) -> tuple[Any, Any]:
     Raises:
         CheckpointError: There is no such checkpoint, it is broken, or it holds no decoder.
         HubError: The Hub cannot be reached, or refuses.
+
+    Example:
+        ```python
+        >>> from rpnt_hf import load_decoder, simulate
+        >>> from rpnt_hf.decoding import decode_recording, score_table
+        >>> model, processor = load_decoder("rpnt-tiny-synthetic-decoder")
+        >>> recording = simulate(num_subjects=1, sessions_per_subject=1)[0]
+        >>> score_table(decode_recording(model, processor, recording))["r2"] > 0.8
+        True
+        ```
     """
     return _load_folder(checkpoint_folder(checkpoint), str(checkpoint))
 
