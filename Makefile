@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
 RESULTS_OUT ?= results_out
 BENCHMARKS_OUT ?= benchmarks_out
-SOURCES := src training dataset_builders benchmarks examples tests
+SOURCES := src training dataset_builders benchmarks examples reference_checkpoints tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all results benchmarks lint format clean
+.PHONY: help demo test test-all results benchmarks reference-checkpoints lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ results: $(STAMP)  ## Evaluate every protocol on simulated recordings (RESULTS_O
 	$(call EVALUATE,cross-session) --targets $(HELD_OUT) --seeds 0 1 2
 	$(call EVALUATE,cross-subject) --targets $(HELD_OUT) --seeds 0 1 2
 	$(call EVALUATE,ablation) --targets $(HELD_OUT) --seeds 0 1 2
+
+reference-checkpoints: $(STAMP)  ## Make the checkpoints that travel with the package again (goes on where it stopped).
+	$(BIN)/python reference_checkpoints/make.py
 
 benchmarks: $(STAMP)  ## Print ratios of speed and memory (BENCHMARKS_OUT=folder); wants a quiet machine.
 	for script in attention training_step streaming loader build import_time; do \
