@@ -175,7 +175,7 @@ def test_the_sparse_form_of_a_gpu_equals_the_dense_one(window, num_bins):
 
 def test_tiles_outside_of_the_window_are_left_out_on_a_gpu():
     mask = fused_attention_rpnt._sparse_mask(4096, None, 4, 50, torch.device("cpu"))
-    assert mask.kv_num_blocks.max() == 4  # its own bins, shifted by the anchors, those before, and the anchors
+    assert mask.kv_num_blocks.max() == 4  # its own, those before, the anchors, and a shift by them
     assert mask.kv_num_blocks.shape == (1, 1, 32) and mask.kv_indices.shape == (1, 1, 32, 33)
     unlimited = fused_attention_rpnt._sparse_mask(4096, None, 4, None, torch.device("cpu"))
     assert unlimited.kv_num_blocks.sum() == sum(range(2, 34))
