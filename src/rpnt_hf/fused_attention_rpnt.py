@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-QUERY_BLOCK = 128  # queries per block of scores; longer sequences never see a T x T tensor
+SHORT_WINDOW = 128  # up to this length scores are kept for the backward pass, and a GPU takes a dense mask
+QUERY_BLOCK = 64  # queries per block of scores; no sequence of more than twice as many sees a T x T tensor
 SPARSE_TILE = 128  # queries and keys per tile of flex attention
 CHUNK = 2**19  # scores that are worked on at once: what a second-level cache holds a few of
 MASKED = -1e30  # a finite floor: rows without any allowed key, bins before the recording, stay free of NaN
@@ -73,14 +74,16 @@ class _Block(NamedTuple):
 def _blocks(
     num_heads: int, num_bins: int, num_anchors: int, taps: tuple[int, int], window: int | None
 ) -> Iterator[_Block]:
-    size = QUERY_BLOCK if window is None else min(QUERY_BLOCK, max(window, 64))
-    for start in range(0, num_bins, size):
+    """Last queries first: without a window their keys are all keys."""
+    size = min(QUERY_BLOCK, num_bins)
+    for start in reversed(range(0, num_bins, size)):
         stop = min(start + size, num_bins)
         # With a window the first Kk - 1 keys are there for the taps only: no query reaches them.
         first_key = 0 if window is None else max(0, start - window + 1 - (taps[1] - 1))
         heads = num_heads
         if not torch.compiler.is_compiling():
-            heads = max(1, CHUNK // ((stop - start) * (num_anchors + stop - first_key)))
+            num_scores = num_heads * (stop - start) * (num_anchors + stop - first_key)
+            heads = -(-num_heads // -(-num_scores // CHUNK))  # chunks of one size
         for head in range(0, num_heads, heads):
             yield _Block(
                 range(start, stop),
@@ -110,23 +113,29 @@ def _keys_of(states: Tensor, block: _Block, num_anchors: int) -> Tensor:
 
 
 def _add_keys_of(total: Tensor, part: Tensor, block: _Block, num_anchors: int) -> None:
-    total[block.heads, :num_anchors] += part[:, :num_anchors]
-    bins = slice(num_anchors + block.keys.start, num_anchors + block.keys.stop)
-    total[block.heads, bins] += part[:, num_anchors:]
+    if block.keys.start:
+        total[block.heads, :num_anchors] += part[:, :num_anchors]
+        part = part[:, num_anchors:]
+    first = num_anchors + block.keys.start if block.keys.start else 0
+    total[block.heads, first : num_anchors + block.keys.stop] += part
 
 
 def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int) -> Tensor:
     """Scores of a block: `S'[t, u] = sum_ij w_t[i, j] S[t - i, u - j]`; anchors take `sum_j w`."""
-    weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop, None]
+    weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop]
     num_keys = raw.shape[-1]
-    scores = raw.new_zeros(raw.shape[0], len(block.queries), num_keys)
+    scores = raw[:, block.queries.start - block.raw_start :] * weights[:, 0, 0, :, None]
+    # Anchors are few: with bins last in memory, passes over them are long enough to be fast.
+    anchors = raw[..., :num_anchors].transpose(1, 2).contiguous()
+    anchor_scores = raw.new_zeros(raw.shape[0], num_anchors, len(block.queries))
     for i, rows, raw_rows in _rows_of_taps(block, kernel.shape[1]):
         if num_anchors:
-            shared = weights[:, i, :, rows].sum(1)
-            scores[:, rows, :num_anchors].addcmul_(raw[:, raw_rows, :num_anchors], shared)
-        for j in range(kernel.shape[2]):
+            shared = weights[:, i, :, rows].sum(1, keepdim=True)
+            anchor_scores[..., rows].addcmul_(anchors[..., raw_rows], shared)
+        for j in range(0 if i else 1, kernel.shape[2]):
             source = raw[:, raw_rows, num_anchors : num_keys - j]
-            scores[:, rows, num_anchors + j :].addcmul_(source, weights[:, i, j, rows])
+            scores[:, rows, num_anchors + j :].addcmul_(source, weights[:, i, j, rows, None])
+    scores[..., :num_anchors] = anchor_scores.transpose(1, 2)
     return scores
 
 
@@ -135,27 +144,38 @@ def _smooth_backward(
 ) -> Tensor:
     """Gradient of the raw scores; that of the kernels is added in its place."""
     bins = slice(block.queries.start, block.queries.stop)
-    weights = kernel[block.heads, :, :, bins, None]
+    weights = kernel[block.heads, :, :, bins]
     num_keys = raw.shape[-1]
-    grad_raw = torch.zeros_like(raw)
+    lead = block.queries.start - block.raw_start
+    grad_raw = grad_scores * weights[:, 0, 0, :, None]
+    grad_raw = F.pad(grad_raw, (0, 0, lead, 0)) if lead else grad_raw
+    products = torch.empty_like(grad_scores).view(-1)
+    anchors, grad_anchors = (
+        item[..., :num_anchors].transpose(1, 2).contiguous() for item in (raw, grad_scores)
+    )
+    grad_raw_anchors = torch.zeros_like(anchors)
     for i, rows, raw_rows in _rows_of_taps(block, kernel.shape[1]):
         grad_weights = grad_kernel[block.heads, i, :, bins][:, :, rows]
         if num_anchors:
-            grad = grad_scores[:, rows, :num_anchors]
-            grad_raw[:, raw_rows, :num_anchors].addcmul_(grad, weights[:, i, :, rows].sum(1))
-            grad_weights += (grad * raw[:, raw_rows, :num_anchors]).sum(-1)[:, None]
+            grad = grad_anchors[..., rows]
+            grad_raw_anchors[..., raw_rows].addcmul_(grad, weights[:, i, :, rows].sum(1, keepdim=True))
+            grad_weights += (grad * anchors[..., raw_rows]).sum(1, keepdim=True)
         for j in range(kernel.shape[2]):
             grad = grad_scores[:, rows, num_anchors + j :]
             columns = slice(num_anchors, num_keys - j)
-            grad_raw[:, raw_rows, columns].addcmul_(grad, weights[:, i, j, rows])
-            grad_weights[:, j] += (grad * raw[:, raw_rows, columns]).sum(-1)
+            if i or j:
+                grad_raw[:, raw_rows, columns].addcmul_(grad, weights[:, i, j, rows, None])
+            product = products[: grad.numel()].view(grad.shape)  # memory that is in cache already
+            torch.mul(grad, raw[:, raw_rows, columns], out=product)
+            grad_weights[:, j] += product.sum(-1)
+    grad_raw[..., :num_anchors] = grad_raw_anchors.transpose(1, 2)
     return grad_raw
 
 
 class _BlockAttention(torch.autograd.Function):
     """Causal attention over blocks of queries, with or without kernels that smooth the scores.
 
-    The backward pass makes the scores of each block again, except where one block is all there is.
+    The backward pass makes the scores of each block again, except for short sequences.
     """
 
     @staticmethod
@@ -175,7 +195,7 @@ class _BlockAttention(torch.autograd.Function):
         output = value.new_empty(num_heads, num_bins, value.shape[-1])
         kept = []
         ctx.blocks = list(_blocks(num_heads, num_bins, num_anchors, taps, window))
-        ctx.options = (num_anchors, window, scale, len(ctx.blocks[-1].queries) == num_bins)
+        ctx.options = (num_anchors, window, scale, num_bins <= SHORT_WINDOW)
         for block in ctx.blocks:
             bins = slice(block.queries.start, block.queries.stop)
             raw, weights = _BlockAttention.weights(block, query, key, kernel, key_bias, ctx.options)
@@ -194,11 +214,11 @@ class _BlockAttention(torch.autograd.Function):
         key_bias: Tensor | None,
         options: tuple[int, int | None, float, bool],
     ) -> tuple[Tensor, Tensor]:
-        """Raw scores of a block, and the weights that each query gives to anchors and keys."""
+        """Raw scores of a block (the backward pass of kernels needs them), and the weights of its queries."""
         num_anchors, window, scale, _ = options
         queries = query[block.heads, block.raw_start : block.queries.stop]
         keys = _keys_of(key, block, num_anchors)
-        raw = torch.baddbmm(query.new_zeros(1), queries, keys.transpose(1, 2), beta=0, alpha=scale)
+        raw = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
         scores = raw if kernel is None else _smooth(raw, kernel, block, num_anchors)
         # Causality bites in the last columns alone.
         edge = 0 if window is not None else block.queries.start
@@ -206,37 +226,40 @@ class _BlockAttention(torch.autograd.Function):
         scores[..., edge:] += torch.where(allowed, 0.0, MASKED)
         if key_bias is not None:
             scores += _keys_of(key_bias, block, num_anchors).transpose(1, 2)
-        return raw, scores.softmax(dim=-1)
+        weights = scores.softmax(dim=-1)
+        return weights if kernel is None else raw, weights
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, kernel, key_bias, output, *kept = ctx.saved_tensors
-        num_anchors, _, scale, one_block = ctx.options
-        grads = [torch.zeros_like(states) for states in (query, key, value)]
-        grad_query, grad_key, grad_value = grads
+        num_anchors, _, scale, keeps = ctx.options
+        reaches_all = ctx.blocks[0].keys == range(query.shape[1])
+        make = torch.empty_like if reaches_all else torch.zeros_like
+        grad_query, grad_key, grad_value = torch.zeros_like(query), make(key), make(value)
         grad_kernel = None if kernel is None else torch.zeros_like(kernel)
-        row_sums = (grad_output * output).sum(dim=-1, keepdim=True)
         for index, block in enumerate(ctx.blocks):
             bins = slice(block.queries.start, block.queries.stop)
-            if one_block:
+            raw_bins = slice(block.raw_start, block.queries.stop)
+            if keeps:
                 raw, weights = kept[2 * index : 2 * index + 2]
             else:
                 raw, weights = _BlockAttention.weights(block, query, key, kernel, key_bias, ctx.options)
+            queries, keys = query[block.heads, raw_bins], _keys_of(key, block, num_anchors)
             grad_mixed = grad_output[block.heads, bins]
-            grad_scores = torch.baddbmm(
-                row_sums[block.heads, bins],
-                grad_mixed,
-                _keys_of(value, block, num_anchors).transpose(1, 2),
-                beta=-1,
-            ).mul_(weights)
-            _add_keys_of(grad_value, torch.bmm(weights.transpose(1, 2), grad_mixed), block, num_anchors)
+            row_sums = (grad_mixed * output[block.heads, bins]).sum(dim=-1, keepdim=True)
+            values = _keys_of(value, block, num_anchors)
+            grad_raw = torch.bmm(grad_mixed, values.transpose(1, 2)).sub_(row_sums).mul_(weights)
             if kernel is not None and grad_kernel is not None:
-                grad_scores = _smooth_backward(grad_scores, raw, kernel, grad_kernel, block, num_anchors)
-            raw_bins = slice(block.raw_start, block.queries.stop)
-            grad_query[block.heads, raw_bins] += torch.bmm(grad_scores, _keys_of(key, block, num_anchors))
-            grad_keys = torch.bmm(grad_scores.transpose(1, 2), query[block.heads, raw_bins])
-            _add_keys_of(grad_key, grad_keys, block, num_anchors)
-        return grad_query.mul_(scale), grad_key.mul_(scale), grad_value, grad_kernel, *[None] * 4
+                grad_raw = _smooth_backward(grad_raw, raw, kernel, grad_kernel, block, num_anchors)
+            grad_raw.mul_(scale)
+            grad_query[block.heads, raw_bins] += torch.bmm(grad_raw, keys)
+            for total, first, second in ((grad_key, grad_raw, queries), (grad_value, weights, grad_mixed)):
+                if reaches_all and block.queries.stop == query.shape[1]:  # straight into its place
+                    torch.bmm(first.transpose(1, 2), second, out=total[block.heads])
+                else:
+                    part = torch.bmm(first.transpose(1, 2), second)
+                    _add_keys_of(total, part, block, num_anchors)
+        return grad_query, grad_key, grad_value, grad_kernel, *[None] * 4
 
 
 def _attend_on_blocks(
@@ -359,7 +382,7 @@ def context_attention(
     if kernel is not None:
         query, key = fuse_queries(query, kernel), fuse_keys(key, kernel.shape[-1], num_anchors)
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if num_bins > QUERY_BLOCK and not return_weights:
+    if num_bins > SHORT_WINDOW and not return_weights:
         return _attend_sparsely(query, key, value, key_mask, num_anchors, window, scale), None
     bias = _masked_bias(num_bins, key_mask, num_anchors, window, query.device)
     if not return_weights:
