@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+import transformers
 from hub_server import HubServer
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, sharing_rpnt
@@ -85,7 +86,9 @@ def dataset(saved_dataset, tmp_path):
 @pytest.fixture
 def lab(hub, monkeypatch):
     """This process as that of somebody of the lab, with the test server as its Hub."""
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    # transformers keeps the client that it was imported with, which need not be today's.
+    for client in {huggingface_hub.hf_api.api, transformers.utils.hub.create_repo.__self__}:
+        monkeypatch.setattr(client, "endpoint", hub.url)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     template = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
