@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-import transformers
+import transformers.utils.hub
 from hub_server import HubServer
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, sharing_rpnt
@@ -86,8 +86,8 @@ def dataset(saved_dataset, tmp_path):
 @pytest.fixture
 def lab(hub, monkeypatch):
     """This process as that of somebody of the lab, with the test server as its Hub."""
-    # transformers keeps the client that it was imported with, which need not be today's.
-    for client in {huggingface_hub.hf_api.api, transformers.utils.hub.create_repo.__self__}:
+    # transformers keeps a client of its own, with the endpoint of its first use.
+    for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
         monkeypatch.setattr(client, "endpoint", hub.url)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     template = "/{repo_id}/resolve/{revision}/{filename}"
