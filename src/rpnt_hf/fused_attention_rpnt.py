@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 SHORT_WINDOW = 128  # up to this length scores are kept for the backward pass, and a GPU takes a dense mask
 QUERY_BLOCK = 64  # queries per block of scores; no sequence of more than twice as many sees a T x T tensor
 SPARSE_TILE = 128  # queries and keys per tile of flex attention
-CHUNK = 2**19  # scores that are worked on at once: what a second-level cache holds a few of
+CHUNK = 2**19  # scores that a thread works on at once: a few of these fit into its cache
 MASKED = -1e30  # a finite floor: rows without any allowed key, bins before the recording, stay free of NaN
 
 
@@ -83,7 +83,8 @@ def _blocks(
         heads = num_heads
         if not torch.compiler.is_compiling():
             num_scores = num_heads * (stop - start) * (num_anchors + stop - first_key)
-            heads = -(-num_heads // -(-num_scores // CHUNK))  # chunks of one size
+            num_chunks = -(-num_scores // (CHUNK * torch.get_num_threads()))
+            heads = -(-num_heads // num_chunks)
         for head in range(0, num_heads, heads):
             yield _Block(
                 range(start, stop),
@@ -123,8 +124,9 @@ def _add_keys_of(total: Tensor, part: Tensor, block: _Block, num_anchors: int) -
 def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int) -> Tensor:
     """Scores of a block: `S'[t, u] = sum_ij w_t[i, j] S[t - i, u - j]`; anchors take `sum_j w`."""
     weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop]
+    by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
     num_keys = raw.shape[-1]
-    scores = raw[:, block.queries.start - block.raw_start :] * weights[:, 0, 0, :, None]
+    scores = raw[:, block.queries.start - block.raw_start :] * by_tap[0][0]
     # Anchors are few: with bins last in memory, passes over them are long enough to be fast.
     anchors = raw[..., :num_anchors].transpose(1, 2).contiguous()
     anchor_scores = raw.new_zeros(raw.shape[0], num_anchors, len(block.queries))
@@ -134,7 +136,7 @@ def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int) -> Ten
             anchor_scores[..., rows].addcmul_(anchors[..., raw_rows], shared)
         for j in range(0 if i else 1, kernel.shape[2]):
             source = raw[:, raw_rows, num_anchors : num_keys - j]
-            scores[:, rows, num_anchors + j :].addcmul_(source, weights[:, i, j, rows, None])
+            scores[:, rows, num_anchors + j :].addcmul_(source, by_tap[i][j][:, rows])
     scores[..., :num_anchors] = anchor_scores.transpose(1, 2)
     return scores
 
@@ -145,9 +147,10 @@ def _smooth_backward(
     """Gradient of the raw scores; that of the kernels is added in its place."""
     bins = slice(block.queries.start, block.queries.stop)
     weights = kernel[block.heads, :, :, bins]
+    by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
     num_keys = raw.shape[-1]
     lead = block.queries.start - block.raw_start
-    grad_raw = grad_scores * weights[:, 0, 0, :, None]
+    grad_raw = grad_scores * by_tap[0][0]
     grad_raw = F.pad(grad_raw, (0, 0, lead, 0)) if lead else grad_raw
     products = torch.empty_like(grad_scores).view(-1)
     anchors, grad_anchors = (
@@ -164,7 +167,7 @@ def _smooth_backward(
             grad = grad_scores[:, rows, num_anchors + j :]
             columns = slice(num_anchors, num_keys - j)
             if i or j:
-                grad_raw[:, raw_rows, columns].addcmul_(grad, weights[:, i, j, rows, None])
+                grad_raw[:, raw_rows, columns].addcmul_(grad, by_tap[i][j][:, rows])
             product = products[: grad.numel()].view(grad.shape)  # memory that is in cache already
             torch.mul(grad, raw[:, raw_rows, columns], out=product)
             grad_weights[:, j] += product.sum(-1)
