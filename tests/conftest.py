@@ -9,6 +9,7 @@ import torch
 from hub_server import HubServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+pytest_plugins = ["pytester", "tally"]
 
 # Before matplotlib or a Hugging Face library is imported by a test: no display, no network.
 os.environ.setdefault("MPLBACKEND", "Agg")
