@@ -21,6 +21,12 @@ DATASET_CACHE = tempfile.TemporaryDirectory(prefix="rpnt-tests-")
 os.environ["HF_DATASETS_CACHE"] = DATASET_CACHE.name
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none, however the tests were selected."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """Keeps the suite at one thread: tiny tensors gain nothing, and results do not depend on the cores."""
