@@ -90,7 +90,7 @@ def test_only_the_command_line_prints() -> None:
     printing = [
         f"{relative(path)}:{node.lineno}"
         for path in LIBRARY
-        if path.name != "cli.py"
+        if path.name != "cli.py" and path.parent.name != "commands"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]

@@ -1,17 +1,17 @@
 """Spikes in, movement out: RPNT on the Hugging Face stack.
 
-Importing this package registers it with the Auto classes of transformers. What costs time to import is
-imported when it is first used.
+Importing this package registers it with the Auto classes of transformers, as soon as transformers is imported
+too. What costs time to import is imported when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .auto import AutoModelForMotorDecoding
-from .configuration_rpnt import ContextAttentionConfig, MRoPEAxisConfig, RPNTConfig
-from .processing_rpnt import RPNTProcessor
+from .registration import register_when_needed
 
 if TYPE_CHECKING:
+    from .auto import AutoModelForMotorDecoding
+    from .configuration_rpnt import ContextAttentionConfig, MRoPEAxisConfig, RPNTConfig
     from .data.nwb import Recording, read_nwb
     from .data.simulate import simulate
     from .hub import load_decoder
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RPNTForSequenceClassification,
         RPNTModel,
     )
+    from .processing_rpnt import RPNTProcessor
     from .streaming import StreamingDecoder
 
 __version__ = "0.1.0"
@@ -43,10 +44,15 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AutoModelForMotorDecoding": "auto",
+    "ContextAttentionConfig": "configuration_rpnt",
+    "MRoPEAxisConfig": "configuration_rpnt",
+    "RPNTConfig": "configuration_rpnt",
     "RPNTForMotorDecoding": "modeling_rpnt",
     "RPNTForPreTraining": "modeling_rpnt",
     "RPNTForSequenceClassification": "modeling_rpnt",
     "RPNTModel": "modeling_rpnt",
+    "RPNTProcessor": "processing_rpnt",
     "Recording": "data.nwb",
     "StreamingDecoder": "streaming",
     "load_decoder": "hub",
@@ -65,3 +71,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_when_needed()
