@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rpnt_hf.data.nwb import BehaviorSeries, Recording
 from rpnt_hf.errors import RecordingError
@@ -33,16 +34,24 @@ TASK_DESCRIPTIONS = {"center_out": "center-out reaching", "random_target": "rand
 INTERFACES = {"cursor_pos": "Position", "cursor_vel": "Velocity", "cursor_acc": "Acceleration"}
 
 
-def write_nwb(recording: Recording, path: str | Path, description: str = "simulated recording") -> Path:
+def write_nwb(
+    recording: Recording,
+    path: str | Path,
+    description: str = "simulated recording",
+    electrode_positions: NDArray[np.float64] | None = None,
+) -> Path:
     """Writes one recording to an NWB file. The file appears whole or not at all.
 
     Series named `cursor_pos`, `cursor_vel` and `cursor_acc` go to the interfaces `Position`, `Velocity` and
-    `Acceleration`, others to `BehavioralTimeSeries`. Every electrode of a site gets the position of the site.
+    `Acceleration`, others to `BehavioralTimeSeries`. Without `electrode_positions` every electrode of a site
+    gets the position of the site, and one device stands for all sites; with them each site is a probe.
 
     Args:
         recording (`Recording`): What to write. It needs a `recording_date`.
         path (`str` or `Path`): The file to write; an existing file is refused.
         description (`str`, *optional*, defaults to `"simulated recording"`): Where the data come from.
+        electrode_positions (`np.ndarray` of shape `(units, 3)`, *optional*): Place of the electrode of each
+            unit in mm, NaN where unknown.
 
     Returns:
         `Path`: The file.
@@ -77,7 +86,7 @@ def write_nwb(recording: Recording, path: str | Path, description: str = "simula
             sex="U",
             age="P0D/",
         )
-    _add_units(nwbfile, recording)
+    _add_units(nwbfile, recording, electrode_positions)
     _add_behavior(nwbfile, recording.behavior)
     _add_trials(nwbfile, recording.trials)
 
@@ -90,20 +99,28 @@ def write_nwb(recording: Recording, path: str | Path, description: str = "simula
     return path
 
 
-def _add_units(nwbfile: Any, recording: Recording) -> None:
+def _add_units(nwbfile: Any, recording: Recording, electrode_positions: NDArray[np.float64] | None) -> None:
     """Adds one electrode group per site, one electrode per unit, and the units."""
-    device = nwbfile.create_device(name="array", description="one multi-electrode array per site")
+    if electrode_positions is None:
+        device = nwbfile.create_device(name="array", description="one multi-electrode array per site")
+        devices = [device] * len(recording.site_ids)
+        electrode_positions = recording.site_positions[recording.unit_sites]
+    else:
+        devices = [
+            nwbfile.create_device(name=f"probe_{site_id}", description="probe")
+            for site_id in recording.site_ids
+        ]
     groups = [
         nwbfile.create_electrode_group(
             name=f"group_{site_id}", description=site_id, location=site_id, device=device
         )
-        for site_id in recording.site_ids
+        for site_id, device in zip(recording.site_ids, devices, strict=True)
     ]
     nwbfile.add_unit_column("unit_name", "name of the unit in the source")
     for unit, (unit_id, site, spike_times) in enumerate(
         zip(recording.unit_ids, recording.unit_sites, recording.spike_times, strict=True)
     ):
-        x, y, z = recording.site_positions[site] * 1000.0  # mm -> um
+        x, y, z = electrode_positions[unit] * 1000.0  # mm -> um
         location = recording.site_ids[site]
         nwbfile.add_electrode(x=float(x), y=float(y), z=float(z), location=location, group=groups[site])
         nwbfile.add_unit(

@@ -19,7 +19,16 @@ from rpnt_hf.data.nwb_writer import write_nwb
 from rpnt_hf.data.reaches import TASKS, Behavior, ReachStyle, simulate_reaches
 from rpnt_hf.errors import ConfigurationError, closest_names
 
-__all__ = ["SimulationConfig", "simulate", "simulate_session", "write_nwb"]
+__all__ = [
+    "SimulationConfig",
+    "poisson_spikes",
+    "random_stream",
+    "reach_latents",
+    "simulate",
+    "simulate_session",
+    "stationary_noise",
+    "write_nwb",
+]
 
 FIRST_DAY = datetime.date(2024, 1, 8)
 SITE_NAMES = ("M1", "PMd", "S1", "SMA", "PMv", "PRR")
@@ -162,17 +171,17 @@ def simulate_session(config: SimulationConfig, subject: int, session: int) -> Re
     """
     day = _day(config.seed, subject, session)
     task = config.tasks[session % len(config.tasks)]
-    subject_rng = _rng(config.seed, SUBJECT, subject)
+    subject_rng = random_stream(config.seed, SUBJECT, subject)
     style = ReachStyle(
         reaction_time=float(subject_rng.uniform(0.29, 0.36)),
         duration=float(subject_rng.uniform(0.43, 0.55)),
         curvature=float(subject_rng.normal(0, 0.04)),
     )
     site_positions = _site_positions(config, subject_rng)
-    rng = _rng(config.seed, SESSION, subject, session)
+    rng = random_stream(config.seed, SESSION, subject, session)
     behavior = simulate_reaches(task, config.num_trials, style, config.failure_rate, config.sample_rate, rng)
     tuning = _tuning(config, subject, day, site_positions)
-    spike_times = _spike_times(_rates(behavior, tuning, config, rng), config.sample_rate, rng)
+    spike_times = poisson_spikes(_rates(behavior, tuning, config, rng), config.sample_rate, rng)
     subject_id = string.ascii_uppercase[subject]
     date = FIRST_DAY + datetime.timedelta(days=day)
 
@@ -199,16 +208,23 @@ def simulate_session(config: SimulationConfig, subject: int, session: int) -> Re
     )
 
 
-def _rng(*key: int) -> np.random.Generator:
-    """Gives the generator of one independent random stream."""
+def random_stream(*key: int) -> np.random.Generator:
+    """Gives the generator of one independent random stream.
+
+    Args:
+        *key (`int`): What it is for, not negative; different keys give independent streams.
+
+    Returns:
+        `np.random.Generator`: Always the same numbers for one key.
+    """
     return np.random.default_rng((len(key), *key))  # the length, because numpy ignores trailing zeros
 
 
 def _day(seed: int, subject: int, session: int) -> int:
     """Says on which day of the corpus a session takes place: 3 to 20 days after the one before it."""
-    start = int(_rng(seed, SCHEDULE, subject).integers(0, 20))
+    start = int(random_stream(seed, SCHEDULE, subject).integers(0, 20))
     return start + sum(
-        int(_rng(seed, SCHEDULE, subject, index).integers(3, 21)) for index in range(1, session + 1)
+        int(random_stream(seed, SCHEDULE, subject, index).integers(3, 21)) for index in range(1, session + 1)
     )
 
 
@@ -227,7 +243,7 @@ def _smooth(rng: np.random.Generator, day: float, size: int) -> NDArray[np.float
 
 def _tuning(config: SimulationConfig, subject: int, day: int, site_positions: NDArray[np.float64]) -> _Tuning:
     """Draws the tuning of all units of a subject, and takes those that are there on this day."""
-    rotation = config.drift * _smooth(_rng(config.seed, SUBJECT, subject, 1), day, 1)[0]
+    rotation = config.drift * _smooth(random_stream(config.seed, SUBJECT, subject, 1), day, 1)[0]
     sites = [
         _site_tuning(config, subject, site, day, rotation, center)
         for site, center in enumerate(site_positions)
@@ -248,7 +264,7 @@ def _site_tuning(
     drift, plus a deviation of its own. Sites further forward plan more, move less and are further ahead of
     the movement.
     """
-    rng = _rng(config.seed, SITE, subject, site)
+    rng = random_stream(config.seed, SITE, subject, site)
     pool = int(np.ceil(1.4 * config.num_units))
     side = int(np.ceil(np.sqrt(pool)))
     columns, rows = np.arange(pool) % side, np.arange(pool) // side
@@ -306,12 +322,19 @@ def _smoothed(
     return lfilter([1 - abs(pole)], [1, -pole], signal, axis=0)
 
 
-def _latents(behavior: Behavior, sample_rate: float) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
+def reach_latents(
+    behavior: Behavior, sample_rate: float
+) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
     """Turns behaviour into the population latents that all subjects have in common.
 
-    Returns planar latents (samples, 5), complex: velocity, plan, position, two damped rotations that the
-    plan sets off when movement begins; and scalar latents (samples, 2): speed, and a trigger that does not
-    depend on the direction.
+    Args:
+        behavior (`Behavior`): Behaviour of one session.
+        sample_rate (`float`): Samples per second.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: planar latents of shape `(samples, 5)`, complex: velocity, plan,
+        position, two damped rotations that the plan sets off when movement begins; and scalar latents of
+        shape `(samples, 2)`: speed, and a trigger that does not depend on the direction.
     """
     times = behavior.times
     plan = np.zeros(times.size, dtype=complex)
@@ -335,7 +358,7 @@ def _rates(
     behavior: Behavior, tuning: _Tuning, config: SimulationConfig, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Computes the firing rate of every unit at every sample, `(samples, units)`, Hz."""
-    planar, scalar = _latents(behavior, config.sample_rate)
+    planar, scalar = reach_latents(behavior, config.sample_rate)
     num_samples, num_units = len(planar), len(tuning.mean_rates)
     moving = [0, 2, 3, 4]
     movement = (planar[:, moving] @ tuning.planar[moving].conj()).real + scalar @ tuning.scalar
@@ -344,8 +367,8 @@ def _rates(
     drive = movement[np.minimum(samples + tuning.leads, num_samples - 1), units]
     drive += plan[np.maximum(samples - tuning.delays, 0), units]
 
-    shared = _noise(rng, (num_samples, 4), config.sample_rate, np.array([0.15, 0.3, 0.6, 4.0]))
-    private = _noise(rng, (num_samples, num_units), config.sample_rate, np.full(num_units, 0.25))
+    shared = stationary_noise(rng, (num_samples, 4), config.sample_rate, np.array([0.15, 0.3, 0.6, 4.0]))
+    private = stationary_noise(rng, (num_samples, num_units), config.sample_rate, np.full(num_units, 0.25))
     phase = 2 * np.pi * np.arange(num_samples) / num_samples
     slow = np.stack(
         [np.sin(0.5 * phase + rng.uniform(0, 6.3)), np.sin(1.3 * phase + rng.uniform(0, 6.3))], axis=1
@@ -362,10 +385,20 @@ def _rates(
     return np.minimum(rates * (tuning.mean_rates / rates.mean(axis=0)), MAX_RATE)
 
 
-def _noise(
+def stationary_noise(
     rng: np.random.Generator, shape: tuple[int, int], sample_rate: float, time_constants: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Draws stationary Gaussian noise of unit variance, one time constant (s) per column."""
+    """Draws stationary Gaussian noise of unit variance.
+
+    Args:
+        rng (`np.random.Generator`): Source of everything random.
+        shape (`tuple[int, int]`): Samples and columns.
+        sample_rate (`float`): Samples per second.
+        time_constants (`np.ndarray` of shape `(columns,)`): Time constant of each column in s.
+
+    Returns:
+        `np.ndarray` of shape `(samples, columns)`, float64.
+    """
     noise = rng.standard_normal(shape)
     for time_constant in np.unique(time_constants):
         columns = time_constants == time_constant
@@ -375,10 +408,19 @@ def _noise(
     return noise
 
 
-def _spike_times(
+def poisson_spikes(
     rates: NDArray[np.float64], sample_rate: float, rng: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    """Draws Poisson spikes by time rescaling, less those in the refractory period of the spike before."""
+    """Draws Poisson spikes by time rescaling, less those in the refractory period of the spike before.
+
+    Args:
+        rates (`np.ndarray` of shape `(samples, units)`): Firing rates in Hz.
+        sample_rate (`float`): Samples per second.
+        rng (`np.random.Generator`): Source of everything random.
+
+    Returns:
+        `list[np.ndarray]`: Spike times of each unit in s, from 0.
+    """
     edges = np.arange(len(rates) + 1) / sample_rate
     expected = np.concatenate([np.zeros((1, rates.shape[1])), np.cumsum(rates, axis=0) / sample_rate])
     spike_times = []
