@@ -37,6 +37,23 @@ except SystemExit:
     assert json.loads(printed.splitlines()[-1]) == []
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["decode", "--help"]])
+def test_help_and_version_import_neither_torch_nor_transformers(words: list[str]) -> None:
+    code = f"""
+import json, sys
+sys.argv = ["rpnt", *{words!r}]
+from rpnt_hf.cli import main
+try:
+    main()
+except SystemExit:
+    print(json.dumps(sorted(sys.modules)))
+"""
+    imported = set(json.loads(fresh(code).splitlines()[-1]))
+    assert not imported & {*HEAVY, "torch", "transformers", "huggingface_hub", "numpy"}
+    commands = {name.removeprefix("rpnt_hf.commands.") for name in imported if "rpnt_hf.commands." in name}
+    assert commands == {"output"} | ({"decode"} if "decode" in words else set())
+
+
 def test_every_public_name_is_listed_and_comes_when_asked_for() -> None:
     assert set(rpnt_hf.__all__) <= set(dir(rpnt_hf))
     for name in rpnt_hf.__all__:
@@ -49,6 +66,9 @@ def test_every_public_name_is_listed_and_comes_when_asked_for() -> None:
 ORDERS = {
     "package first": "import rpnt_hf, transformers; from transformers import AutoProcessor",
     "tables first": "from transformers import AutoModel, AutoProcessor; import transformers, rpnt_hf",
+    "a module first": "from rpnt_hf.modeling_rpnt import RPNTModel; import transformers, rpnt_hf",
+    "configuration first": "from rpnt_hf.configuration_rpnt import RPNTConfig; import transformers, rpnt_hf",
+    "a light module first": "import rpnt_hf.errors; import rpnt_hf, transformers",
 }
 
 

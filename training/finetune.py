@@ -22,7 +22,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
@@ -61,6 +60,7 @@ from rpnt_hf.optimization import (
     train_only_rows,
 )
 from rpnt_hf.processing_rpnt import RPNTProcessor
+from rpnt_hf.progress import progress_bar
 
 logger = get_logger(__name__)
 
@@ -470,7 +470,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.tensorboard:
         accelerator.init_trackers("tensorboard")
 
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(steps_per_epoch),
         initial=progress.step,
         disable=not accelerator.is_main_process,

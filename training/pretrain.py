@@ -24,7 +24,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from rpnt_hf.cards import write_card
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
@@ -45,6 +44,7 @@ from rpnt_hf.optimization import (
     make_schedule,
     parse_options,
 )
+from rpnt_hf.progress import progress_bar
 
 logger = get_logger(__name__)
 
@@ -277,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.tensorboard:
         accelerator.init_trackers("tensorboard")
 
-    bar = tqdm(total=num_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step")
+    bar = progress_bar(
+        total=num_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step"
+    )
     began, bins, clock = time.perf_counter(), 0, time.perf_counter()
     while progress.epoch < options.epochs:
         sampler.set_epoch(progress.epoch)

@@ -6,11 +6,14 @@ training: `training/pretrain.py` and `training/finetune.py` run under `accelerat
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 from rpnt_hf import __version__
+from rpnt_hf.commands.output import add_output_arguments
 from rpnt_hf.errors import RPNTError, closest_names
 
 # Group, command, what it does in one line: `rpnt --help` in this order.
@@ -18,6 +21,7 @@ COMMANDS = {
     "Start here": {
         "demo": "run the whole path on simulated recordings, from NWB files to a decoder",
         "info": "print versions and devices, for reports of bugs",
+        "completion": "print what makes a shell complete these commands",
     },
     "Data": {
         "build": "turn recordings into a dataset for training",
@@ -37,13 +41,20 @@ COMMANDS = {
 NOTES = {
     "Train and evaluate": "    To train: accelerate launch training/pretrain.py, or training/finetune.py",
 }
-EXIT_CODES = """\
+RULES = """\
+`rpnt COMMAND --help` explains a command, with examples.
+
+Output: a result goes to standard output; messages and progress bars go to standard error (bars only in a
+terminal). With --json a command prints its result as one line of JSON and nothing else, with --quiet neither
+messages nor bars.
+
 Exit codes:
     0    done
     1    the machine refused: a file, a missing extra
     2    the input, an option or the Hub refused; the message says what to do
     130  interrupted
 """
+SILENCE = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 def build_parser(chosen: Iterable[str] | None = None) -> argparse.ArgumentParser:
@@ -59,7 +70,7 @@ def build_parser(chosen: Iterable[str] | None = None) -> argparse.ArgumentParser
         prog="rpnt",
         usage="rpnt [--help] [--version] COMMAND ...",
         description=_contents(),
-        epilog=f"{EXIT_CODES}\n`rpnt COMMAND --help` explains a command, with examples.",
+        epilog=RULES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rpnt {__version__}")
@@ -75,6 +86,7 @@ def build_parser(chosen: Iterable[str] | None = None) -> argparse.ArgumentParser
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
             module.add_arguments(command)
+            add_output_arguments(command)
             command.set_defaults(run=module.run)
     return parser
 
@@ -98,6 +110,26 @@ def _contents() -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def _messages(quiet: bool) -> Iterator[None]:
+    """Sends the log of the package to standard error for a while, and keeps progress bars to terminals."""
+    handler = logging.StreamHandler(sys.stderr)
+    loggers = [logging.getLogger(name) for name in ("rpnt_hf", "rpnt_hf_scripts")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    silenced = [name for name in SILENCE if name not in os.environ]
+    if quiet or not sys.stderr.isatty():
+        os.environ.update(dict.fromkeys(silenced, "1"))
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        for name in silenced:
+            os.environ.pop(name, None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
@@ -108,32 +140,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: 0, 2 where the input or the Hub refused (`RPNTError`), or an option does not exist, 1 where the
         machine refused (a file, a missing extra), 130 where the user interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    name = words[0] if words else "--help"
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    name = words[0]
     if not name.startswith("-") and name not in list_commands():
         close = closest_names(name, list_commands())
         print(f"rpnt: COMMAND must be one that `rpnt --help` lists, got '{name}'.{close}", file=sys.stderr)
         return 2
-    arguments = build_parser([name]).parse_args(words or ["--help"])
-    handler = logging.StreamHandler(sys.stderr)
-    loggers = [logging.getLogger(name) for name in ("rpnt_hf", "rpnt_hf_scripts")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        arguments.run(arguments)
-    except RPNTError as error:
-        print(f"rpnt: {error}", file=sys.stderr)
-        return 2
-    except (OSError, ImportError) as error:
-        print(f"rpnt: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("rpnt: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+    arguments = build_parser([name]).parse_args(words)
+    with _messages(arguments.quiet or "--quiet" in getattr(arguments, "options", [])):
+        try:
+            arguments.run(arguments)
+        except RPNTError as error:
+            print(f"rpnt: {error}", file=sys.stderr)
+            return 2
+        except (OSError, ImportError) as error:
+            print(f"rpnt: {type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("rpnt: interrupted", file=sys.stderr)
+            return 130
     return 0
 
 

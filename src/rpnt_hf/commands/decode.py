@@ -1,13 +1,11 @@
-# ruff: noqa: T201
 """`rpnt decode`: movement from an NWB file."""
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
-from rpnt_hf.commands.output import write_table
+from rpnt_hf.commands.output import print_json, print_text, write_table
 
 DESCRIPTION = "Decode movement from an NWB file; score it where the file has the behaviour."
 EXAMPLES = """\
@@ -67,6 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     scores = score_table(table)
     if arguments.out is not None:
         write_table(table, arguments.out)
-        print(arguments.out)
+        print_text(arguments, arguments.out)
     seconds = round(time.perf_counter() - began, 3)
-    print(json.dumps({**scores, "num_bins": len(table), "seconds": seconds}))
+    print_json({**scores, "num_bins": len(table), "seconds": seconds})

@@ -1,9 +1,9 @@
-# ruff: noqa: T201
 """`rpnt demo`: the whole path on simulated recordings."""
 
 import argparse
-import json
 from pathlib import Path
+
+from rpnt_hf.commands.output import print_json, print_text
 
 DESCRIPTION = """\
 Run the whole path on simulated recordings: no data, no network, at most five minutes on two cores.
@@ -46,5 +46,5 @@ def run(arguments: argparse.Namespace) -> None:
     from rpnt_hf.demo import run as run_demo
 
     report = run_demo(arguments.out, seed=arguments.seed)
-    print((arguments.out / "report.md").read_text())
-    print(json.dumps(report["r2"]))
+    print_text(arguments, (arguments.out / "report.md").read_text())
+    print_json(report["r2"])

@@ -1,10 +1,9 @@
-# ruff: noqa: T201
 """`rpnt evaluate`: decoders compared by a protocol."""
 
 import argparse
-import json
 from pathlib import Path
 
+from rpnt_hf.commands.output import print_json, print_text
 from rpnt_hf.errors import ConfigurationError
 
 DESCRIPTION = """\
@@ -97,5 +96,5 @@ def run(arguments: argparse.Namespace) -> None:
         )
         names = ("session", "amount", "decoder", "r2", "r2_interval")
         found = [{name: row[name] for name in names} for row in results["scores"]]
-    print((arguments.out / "results.md").read_text())
-    print(json.dumps(found))
+    print_text(arguments, (arguments.out / "results.md").read_text())
+    print_json(found)

@@ -1,9 +1,9 @@
-# ruff: noqa: T201
 """`rpnt export`: a decoder for programs without this package."""
 
 import argparse
-import json
 from pathlib import Path
+
+from rpnt_hf.commands.output import print_json, print_text
 
 DESCRIPTION = """\
 Export the decoder of one session for programs without this package: the offline model (a window in, behaviour
@@ -67,5 +67,5 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.max_bins,
     )  # fmt: skip
     for name in report["files"]:
-        print(arguments.out / name)
-    print(json.dumps(report))
+        print_text(arguments, arguments.out / name)
+    print_json(report)

@@ -1,11 +1,62 @@
-"""How commands write what they made."""
+# ruff: noqa: T201
+"""How commands say what they found: text for people, one line of JSON for programs, tables in files."""
 
+import argparse
+import json
+import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every command has.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Parser of a command.
+    """
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json", action="store_true", help="print the result as one line of JSON, and no text"
+    )
+    group.add_argument("--quiet", action="store_true", help="only warnings and errors; no progress bars")
+
+
+def print_text(arguments: argparse.Namespace, text: object) -> None:
+    """Prints something for people, which `--json` leaves out.
+
+    Args:
+        arguments (`argparse.Namespace`): With `json`.
+        text (`object`): What to print.
+    """
+    if not arguments.json:
+        print(text)
+
+
+def print_json(result: Any) -> None:
+    """Prints a result as one line of JSON.
+
+    Args:
+        result (`Any`): Mappings, lists, numbers and texts; a number that is not finite becomes null.
+    """
+    print(json.dumps(_finite(result), allow_nan=False, default=_plain), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy as those of Python, anything else as text."""
+    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def write_table(table: "pd.DataFrame", path: Path) -> None:

@@ -1,9 +1,9 @@
-# ruff: noqa: T201
 """`rpnt push`: a checkpoint or a dataset to the Hub."""
 
 import argparse
-import json
 from pathlib import Path
+
+from rpnt_hf.commands.output import print_json, print_text
 
 DESCRIPTION = """\
 Push a checkpoint or a built dataset to the Hub, in one commit.
@@ -58,11 +58,11 @@ def run(arguments: argparse.Namespace) -> None:
     plan = plan_push(arguments.folder, arguments.repo_id)
     sizes = plan.sizes()
     for name, size in sizes.items():
-        print(f"{size:>12,}  {name}")
+        print_text(arguments, f"{size:>12,}  {name}")
     for name, reason in plan.staying.items():
-        print(f"{'stays':>12}  {name} ({reason})")
+        print_text(arguments, f"{'stays':>12}  {name} ({reason})")
     url, commit = None, None
     if not arguments.dry_run:
         url, commit = push(plan, arguments.private, arguments.revision)
     report = {"repo_id": plan.repo_id, "repo_type": plan.repo_type, "url": url, "commit": commit}
-    print(json.dumps({**report, "files": len(sizes), "bytes": sum(sizes.values())}))
+    print_json({**report, "files": len(sizes), "bytes": sum(sizes.values())})

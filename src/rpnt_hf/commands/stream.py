@@ -1,14 +1,12 @@
-# ruff: noqa: T201
 """`rpnt stream`: an NWB file through a decoder bin by bin."""
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 
-from rpnt_hf.commands.output import write_table
+from rpnt_hf.commands.output import print_json, print_text, write_table
 
 DESCRIPTION = "Replay an NWB file through a decoder bin by bin, as in a closed loop, and time every step."
 EXAMPLES = """\
@@ -76,15 +74,15 @@ def run(arguments: argparse.Namespace) -> None:
         recording,
         realtime=arguments.realtime,
         max_seconds=arguments.max_seconds,
-        show=shown_in_terminal(model, processor, sys.stderr),
+        show=None if arguments.quiet else shown_in_terminal(model, processor, sys.stderr),
         **({} if arguments.backend is None else {"backend": arguments.backend}),
     )
     if arguments.out is not None:
         write_table(replay.table, arguments.out)
-        print(arguments.out)
+        print_text(arguments, arguments.out)
     if arguments.plot is not None:
-        print(plot_replay(replay, model, arguments.plot))
+        print_text(arguments, plot_replay(replay, model, arguments.plot))
     seconds = round(time.perf_counter() - began, 3)
-    print(json.dumps({**replay.report(), "seconds": seconds}), flush=True)
+    print_json({**replay.report(), "seconds": seconds})
     if replay.interrupted:
         raise KeyboardInterrupt

@@ -37,6 +37,7 @@ from rpnt_hf.errors import CheckpointError, ConfigurationError
 from rpnt_hf.evaluation.comparators import KalmanDecoder, RidgeDecoder
 from rpnt_hf.evaluation.neural_comparators import NeuralDecoder, read_settings
 from rpnt_hf.evaluation.protocols import COMPARATORS, Base, Run, Session
+from rpnt_hf.progress import progress_bar
 from rpnt_hf.scripts import find_script, load_script
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ def execute_runs(
     total = sum(map(len, waiting)) + len(unfinished)
     context = multiprocessing.get_context("spawn")
     with (
-        tqdm(total=total, unit="run", disable=total == 0) as bar,
+        progress_bar(total=total, unit="run", disable=total == 0) as bar,
         ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start_worker) as pool,
     ):
         for group in waiting:
@@ -246,6 +247,7 @@ def _finish(
 
 
 def _start_worker() -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # the bar of the evaluation is enough
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING)
 
