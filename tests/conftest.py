@@ -70,3 +70,29 @@ def hub() -> Iterator[HubServer]:
     """A Hub on the loopback interface, one for the session: tests use repositories of their own names."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture
+def lab(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """This process as that of somebody of the lab, with the test server as its Hub."""
+    import huggingface_hub
+    import transformers.utils.hub
+
+    # transformers keeps a client of its own, with the endpoint of its first use.
+    for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
+        monkeypatch.setattr(client, "endpoint", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return hub
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `rpnt demo` leaves, with its sessions, but of a corpus too small to learn from."""
+    from rpnt_hf.demo import run
+
+    out = tmp_path_factory.mktemp("demo") / "demo_out"
+    run(out, build_options=["--num-units", "8", "--num-trials", "12"], epochs=1)
+    return out

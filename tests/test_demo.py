@@ -1,7 +1,6 @@
-"""The demo on a corpus too small to learn from, and the README on what it leaves behind."""
+"""The demo on a corpus too small to learn from, and what it leaves behind."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from rpnt_hf import AutoModelForMotorDecoding
 from rpnt_hf.cli import main
 from rpnt_hf.demo import run
 from rpnt_hf.errors import DatasetError
-
-TINY = ["--num-subjects", "2", "--sessions-per-subject", "1", "--num-units", "8", "--num-trials", "12"]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "demo_out"
-    run(out, build_options=TINY, epochs=1)
-    return out
 
 
 def test_demo_leaves_a_report_pictures_and_a_decoder(demo: Path) -> None:
@@ -94,14 +84,3 @@ def test_decode_refuses_a_checkpoint_that_lacks_weights(
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     assert main(["decode", str(checkpoint), str(sorted((demo / "nwb").rglob("*.nwb"))[-1])]) == 2
     assert "decoder.weight (1 in all" in capsys.readouterr().err
-
-
-def test_examples_of_the_readme_run_on_what_the_demo_leaves(
-    demo: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(demo.parent)
-    blocks = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), flags=re.DOTALL)
-    examples = [block for block in blocks if "demo_out" in block]
-    assert examples
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), {})

@@ -11,7 +11,6 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-import transformers.utils.hub
 from hub_server import HubServer
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, sharing_rpnt
@@ -81,19 +80,6 @@ def saved_dataset(tmp_path_factory):
 @pytest.fixture
 def dataset(saved_dataset, tmp_path):
     return shutil.copytree(saved_dataset, tmp_path / "dataset")
-
-
-@pytest.fixture
-def lab(hub, monkeypatch):
-    """This process as that of somebody of the lab, with the test server as its Hub."""
-    # transformers keeps a client of its own, with the endpoint of its first use.
-    for client in (huggingface_hub.hf_api.api, transformers.utils.hub.hf_api()):
-        monkeypatch.setattr(client, "endpoint", hub.url)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-    monkeypatch.setenv("HF_TOKEN", hub.token)
-    return hub
 
 
 # What goes, what stays, what is refused
