@@ -23,7 +23,7 @@ from matplotlib.patches import ConnectionPatch
 from numpy.typing import NDArray
 
 from rpnt_hf import RPNTConfig, StreamingDecoder, load_decoder, simulate
-from rpnt_hf.analysis.plots import COLORS, GREY, LIGHT, STYLE
+from rpnt_hf.analysis.plots.style import COLORS, GREY, LIGHT, STYLE
 from rpnt_hf.attention_rpnt import RPNTRotaryEmbedding, rotate
 from rpnt_hf.fused_attention_rpnt import fuse_keys, fuse_queries
 from rpnt_hf.objectives import draw_masks
