@@ -38,4 +38,7 @@ def build(arguments: argparse.Namespace) -> Path:
     config = config_from(arguments)
     files = find_nwb_files(arguments.nwb_dir)
     card = Path(__file__).with_name("README.md")
-    return build_dataset(files, arguments.out, config, "nwb", card, arguments.nwb_dir)
+    return build_dataset(
+        files, arguments.out, config, "nwb", card, arguments.nwb_dir, num_proc=arguments.num_proc,
+        add=arguments.add,
+    )  # fmt: skip

@@ -1,13 +1,12 @@
 """Build a dataset from the recordings of Perich and Miller (layout of DANDI:000688).
 
 Four macaques (C, J, M, T) with arrays in M1 and PMd, center-out and random-target reaching; each task is a
-part of the
-dataset (`center_out`, `random_target`). Failed trials (result other than R) are left out.
+part of the dataset (`center_out`, `random_target`). Failed trials (result other than R) are left out.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from scipy.ndimage import binary_dilation
 
 from rpnt_hf.data.binning import derive_velocity
 from rpnt_hf.data.builder import (
-    BuilderConfig,
     CorpusRecording,
     add_build_arguments,
     build_dataset,
@@ -26,7 +24,7 @@ from rpnt_hf.data.builder import (
 from rpnt_hf.data.nwb import BehaviorSeries, Recording, read_nwb
 from rpnt_hf.errors import ConfigurationError, RecordingError
 
-DANDISET = "000688"
+DANDISET = "000688"  # what `rpnt download perich_miller` brings
 TASKS = ("center_out", "random_target")
 
 # An outlier is a sample with more than this acceleration, with as many samples around, or this far from the
@@ -44,11 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add_build_arguments(parser)
     add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--nwb-dir", type=Path, metavar="DIR", help="folder of NWB files, or one file")
-    source.add_argument(
-        "--download", type=Path, metavar="DIR", help="download the files from DANDI to DIR first"
-    )
+    folder = "folder of NWB files (as of `rpnt download perich_miller`), or one file"
+    add("--nwb-dir", type=Path, required=True, metavar="DIR", help=folder)
     add(
         "--exclude-outliers",
         action="store_true",
@@ -74,40 +69,41 @@ def build(arguments: argparse.Namespace) -> Path:
             "itself. Leave one of them out."
         )
     config = config_from(arguments, derive_velocity=True)
-    source_dir = arguments.nwb_dir or download(arguments.download)
-    recordings = read_corpus(find_nwb_files(source_dir), config, arguments.exclude_outliers)
+    read = functools.partial(
+        read_recording, repair_spikes=config.repair_spikes, exclude_outliers=arguments.exclude_outliers
+    )
     card = Path(__file__).with_name("README.md")
-    return build_dataset(recordings, arguments.out, config, "perich_miller", card, source_dir)
+    return build_dataset(
+        find_nwb_files(arguments.nwb_dir), arguments.out, config, "perich_miller", card, arguments.nwb_dir,
+        read=read, num_proc=arguments.num_proc, add=arguments.add,
+    )  # fmt: skip
 
 
-def read_corpus(
-    files: list[Path], config: BuilderConfig, exclude_outliers: bool
-) -> Iterator[CorpusRecording]:
-    """Reads the files one at a time and adds what is known about this corpus.
+def read_recording(path: Path, repair_spikes: bool, exclude_outliers: bool) -> CorpusRecording:
+    """Reads a file and adds what is known about this corpus.
 
     Args:
-        files (`list[Path]`): NWB files.
-        config (`BuilderConfig`): Options of the build.
+        path (`Path`): NWB file.
+        repair_spikes (`bool`): Whether spikes are sorted and freed of duplicates.
         exclude_outliers (`bool`): Whether the labels of outliers become NaN.
 
-    Yields:
+    Returns:
         `CorpusRecording`: with its task as part of the corpus, and failed trials excluded.
 
     Raises:
         RecordingError: If the task of a file is neither center-out nor random-target.
     """
-    for path in files:
-        recording = read_nwb(path, repair_spikes=config.repair_spikes)
-        task = str(recording.task)
-        if task not in TASKS:
-            raise RecordingError(
-                f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it as "
-                "in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
-            )
-        notes: list[str] = []
-        if exclude_outliers:
-            recording, notes = without_outliers(recording)
-        yield CorpusRecording(recording, task, failed_trials(recording.trials), notes)
+    recording = read_nwb(path, repair_spikes=repair_spikes)
+    task = str(recording.task)
+    if task not in TASKS:
+        raise RecordingError(
+            f"The task must be one of {list(TASKS)}, got {recording.task} in '{path.name}'. Name it as "
+            "in `sub-C_ses-CO-20131003_behavior+ecephys.nwb` (CO or RT), or use `rpnt build nwb`."
+        )
+    notes: list[str] = []
+    if exclude_outliers:
+        recording, notes = without_outliers(recording)
+    return CorpusRecording(recording, task, failed_trials(recording.trials), notes)
 
 
 def failed_trials(trials: pd.DataFrame) -> dict[int, str]:
@@ -178,26 +174,3 @@ def find_outliers(velocity: BehaviorSeries, position: BehaviorSeries | None) -> 
         distance = np.linalg.norm(position.values - np.nanmedian(position.values, axis=0), axis=1)
         outlier |= np.interp(velocity.timestamps, position.timestamps, distance > MAX_DISTANCE) > 0
     return outlier
-
-
-def download(output_dir: Path) -> Path:
-    """Downloads the dandiset; files that are there already are kept.
-
-    Args:
-        output_dir (`Path`): Folder for the files.
-
-    Returns:
-        `Path`: the folder of the dandiset.
-
-    Raises:
-        ImportError: If the `dandi` extra is not installed.
-    """
-    try:
-        from dandi.download import download as dandi_download
-    except ImportError as error:
-        raise ImportError(
-            "Downloading needs the package `dandi`, which is not installed. Run `pip install rpnt_hf[dandi]`."
-        ) from error
-    output_dir.mkdir(parents=True, exist_ok=True)
-    dandi_download(f"DANDI:{DANDISET}", output_dir, existing="refresh")
-    return output_dir / DANDISET

@@ -6,12 +6,11 @@ left out.
 """
 
 import argparse
+import functools
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from rpnt_hf.data.builder import (
-    BuilderConfig,
     CorpusRecording,
     add_build_arguments,
     build_dataset,
@@ -108,7 +107,11 @@ def build(arguments: argparse.Namespace) -> Path:
         folder = Path(temporary) / "nwb"
         write_corpus(simulation, folder)
         card = Path(__file__).with_name("README.md")
-        output_dir = build_dataset(read_corpus(folder, config), arguments.out, config, "synthetic", card)
+        read = functools.partial(read_recording, repair_spikes=config.repair_spikes)
+        output_dir = build_dataset(
+            find_nwb_files(folder), arguments.out, config, "synthetic", card, read=read,
+            num_proc=arguments.num_proc, add=arguments.add, keep_finished=False,
+        )  # fmt: skip
         folder.rename(nwb_dir)
     return output_dir
 
@@ -127,18 +130,17 @@ def write_corpus(simulation: SimulationConfig, nwb_dir: Path) -> None:
             write_nwb(recording, nwb_dir / f"sub-{recording.subject_id}" / name)
 
 
-def read_corpus(nwb_dir: Path, config: BuilderConfig) -> Iterator[CorpusRecording]:
-    """Reads the files one at a time, with the task as part of the corpus and failed trials excluded.
+def read_recording(path: Path, repair_spikes: bool) -> CorpusRecording:
+    """Reads a file, with the task as part of the corpus and failed trials excluded.
 
     Args:
-        nwb_dir (`Path`): Folder of the files.
-        config (`BuilderConfig`): Options of the build.
+        path (`Path`): NWB file.
+        repair_spikes (`bool`): Whether spikes are sorted and freed of duplicates.
 
-    Yields:
-        `CorpusRecording`: one per file.
+    Returns:
+        `CorpusRecording`: for `build_dataset`.
     """
-    for path in find_nwb_files(nwb_dir):
-        recording = read_nwb(path, repair_spikes=config.repair_spikes)
-        results = enumerate(recording.trials["result"])
-        failed = {index: f"result {result}" for index, result in results if result != "R"}
-        yield CorpusRecording(recording, recording.task or "default", failed)
+    recording = read_nwb(path, repair_spikes=repair_spikes)
+    results = enumerate(recording.trials["result"])
+    failed = {index: f"result {result}" for index, result in results if result != "R"}
+    return CorpusRecording(recording, recording.task or "default", failed)

@@ -24,6 +24,7 @@ COMMANDS = {
         "completion": "print what makes a shell complete these commands",
     },
     "Data": {
+        "download": "bring recordings of a public corpus from the DANDI archive",
         "build": "turn recordings into a dataset for training",
     },
     "Train and evaluate": {

@@ -43,6 +43,10 @@ class HubError(RPNTError):
     """The Hub cannot be reached, or refuses: a name, a revision, a right or a token is missing."""
 
 
+class DownloadError(RPNTError):
+    """An archive cannot be reached, refuses, or sends other bytes than it states."""
+
+
 def closest_names(unknown: str, known: Iterable[str]) -> str:
     """Says which known names look like an unknown one, for use at the end of an error message.
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 from rpnt_hf.errors import ConfigurationError, closest_names
 
+MODULE_PREFIX = "rpnt_hf_scripts."
 SCRIPT_FOLDERS = ("training", "dataset_builders", "model_cards", "reference_checkpoints")
 
 
@@ -67,7 +68,7 @@ def load_script(name: str) -> ModuleType:
         ConfigurationError: If there is no such script.
     """
     path = find_script(name)
-    parts = ("rpnt_hf_scripts", *Path(name).with_suffix("").parts)
+    parts = (MODULE_PREFIX.rstrip("."), *Path(name).with_suffix("").parts)
     module_name = ".".join(parts)
     if module_name in sys.modules:
         return sys.modules[module_name]

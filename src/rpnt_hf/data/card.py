@@ -51,13 +51,29 @@ row are there to be looked at: they are neither scored nor learned from. With `r
 DEFAULT_TEMPLATE = f"# Recordings built with rpnt_hf\n\n{PLACEHOLDER}\n"
 
 
-def _fingerprint(folder: Path) -> str:
+def describe_options(config: BuilderConfig) -> dict[str, Any]:
+    """Says how a dataset is built, in plain values; a split file by its name and content.
+
+    Args:
+        config (`BuilderConfig`): Options of the build.
+
+    Returns:
+        `dict[str, Any]`: Name to value.
+    """
+    options = dataclasses.asdict(config)
+    if config.split_file is not None:
+        content = Path(config.split_file).read_bytes()
+        options["split_file"] = {
+            "file_name": Path(config.split_file).name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    return options
+
+
+def _fingerprint(shards: Sequence[Mapping[str, Any]], config_name: str) -> str:
     """Hash of the content of the Parquet files of a configuration."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.parquet")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    digests = [shard["sha256"] for shard in shards if shard["name"].startswith(f"{config_name}/")]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 def read_dandiset(source_dir: Path) -> dict[str, str]:
@@ -97,6 +113,8 @@ def read_dandiset(source_dir: Path) -> dict[str, str]:
 def write_card(
     folder: Path,
     sessions: list[dict[str, Any]],
+    shards: list[dict[str, Any]],
+    options: Mapping[str, Any],
     config: BuilderConfig,
     corpus: str,
     template: Path | None,
@@ -107,6 +125,8 @@ def write_card(
     Args:
         folder (`Path`): The dataset, with its Parquet files.
         sessions (`list[dict[str, Any]]`): Summary of every recording.
+        shards (`list[dict[str, Any]]`): Its Parquet files, as `shards.describe_shards` gives them.
+        options (`Mapping[str, Any]`): What `describe_options` gave, and what the corpus adds.
         config (`BuilderConfig`): Options of the build.
         corpus (`str`): Name of the corpus.
         template (`Path` or `None`): Markdown with a YAML head, in which `{{ build }}` is replaced.
@@ -115,15 +135,15 @@ def write_card(
     Raises:
         DatasetError: If the template lacks the placeholder.
     """
-    options = dataclasses.asdict(config)
-    if config.split_file is not None:
-        content = Path(config.split_file).read_bytes()
-        options["split_file"] = {
-            "file_name": Path(config.split_file).name,
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-    build = {"corpus": corpus, "provenance": dict(provenance), "options": options, "sessions": sessions}
-    (folder / BUILD_FILE).write_text(json.dumps(build, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    build = {"corpus": corpus, "provenance": dict(provenance), "options": options}
+    # One line for each session and file: lists of thousands of units stay readable and short.
+    listed = {
+        name: "[\n  " + ",\n  ".join(json.dumps(one, ensure_ascii=False) for one in entries) + "\n ]"
+        for name, entries in (("sessions", sessions), ("shards", shards))
+    }
+    head_text = json.dumps(build, indent=1, ensure_ascii=False).removesuffix("\n}")
+    tail_text = "".join(f',\n "{name}": {entries}' for name, entries in listed.items())
+    (folder / BUILD_FILE).write_text(f"{head_text}{tail_text}\n}}\n", encoding="utf-8")
 
     text = DEFAULT_TEMPLATE if template is None else template.read_text(encoding="utf-8")
     head: dict[str, Any] = {}
@@ -143,7 +163,7 @@ def write_card(
             "config_name": name,
             # `datasets` keys its cache by the names of folder and configuration and by this text, not by the
             # files: without it a folder that was built again would be read as it was before.
-            "description": f"content {_fingerprint(folder / name)}",
+            "description": f"content {_fingerprint(shards, name)}",
             "data_files": [
                 {"split": split, "path": f"{name}/{split}-*.parquet"}
                 for split in SPLITS
@@ -159,13 +179,13 @@ def write_card(
     usage = USAGE.format(
         repo_id=REPO_PLACEHOLDER, config=first["config_name"], split=first["data_files"][0]["split"]
     )
-    facts = _facts(folder, sessions, config, licence, provenance)
+    facts = _facts(shards, sessions, config, licence, provenance)
     body = text.replace(PLACEHOLDER, "\n\n".join([facts, "## Use", usage, _tables(sessions, options)]))
     (folder / "README.md").write_text(f"---\n{yaml_text}---\n{body}", encoding="utf-8")
 
 
 def _facts(
-    folder: Path,
+    shards: list[dict[str, Any]],
     sessions: list[dict[str, Any]],
     config: BuilderConfig,
     licence: str | None,
@@ -177,7 +197,7 @@ def _facts(
         for session in sessions
         for name, unit in zip(session["behavior_names"], session["behavior_units"], strict=True)
     }
-    num_bytes = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    num_bytes = sum(shard["bytes"] for shard in shards)
     unit = "blocks" if all(session["trials_are_blocks"] for session in sessions) else "trials"
     if config.split_file is None:
         parts = " : ".join(f"{part:g}" for part in config.proportions)
@@ -202,7 +222,7 @@ def _facts(
     return _table(["fact", "value"], ([name, value] for name, value in facts.items() if value is not None))
 
 
-def _tables(sessions: list[dict[str, Any]], options: dict[str, Any]) -> str:
+def _tables(sessions: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
     sections = [
         "## Sessions",
         _table(

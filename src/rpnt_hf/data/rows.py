@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from rpnt_hf.errors import DatasetError
 
-__all__ = ["reach_bins", "row_behavior", "row_counts", "row_observed", "row_to_arrays", "scored_bins"]
+__all__ = [
+    "reach_bins",
+    "row_behavior",
+    "row_counts",
+    "row_observed",
+    "row_site_observed",
+    "row_to_arrays",
+    "scored_bins",
+]
 
 
 def row_to_arrays(row: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -65,12 +73,34 @@ def row_observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:
         row (`Mapping`): Row of a built dataset.
 
     Returns:
-        `np.ndarray` of shape `(num_bins,)`, bool: True where the recording was running in the bin.
+        `np.ndarray` of shape `(num_bins,)`, bool: True where the recording of any site was running.
 
     Raises:
-        DatasetError: If there is not one byte per bin.
+        DatasetError: If there is not one byte per bin, or per bin and site.
     """
-    return _buffer(row, "observed", np.uint8, 1)[:, 0].astype(bool)
+    return _observed(row).any(axis=1)
+
+
+def row_site_observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Views which bins of a row were observed at each site.
+
+    Args:
+        row (`Mapping`): Row of a built dataset. `observed` holds a byte per bin or, where sites were not
+            recorded all at once, bins x sites bytes in C order.
+
+    Returns:
+        `np.ndarray` of shape `(num_bins, num_sites)`, bool: True where the site was recorded in the bin.
+
+    Raises:
+        DatasetError: If there is not one byte per bin, or per bin and site.
+    """
+    return np.repeat(seen, len(row["site_ids"]), axis=1) if (seen := _observed(row)).shape[1] == 1 else seen
+
+
+def _observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Observed bins as `(num_bins, 1)`, or `(num_bins, num_sites)` where sites differ."""
+    per_site = row["num_bins"] and len(row["observed"] or b"") > row["num_bins"]
+    return _buffer(row, "observed", np.uint8, len(row["site_ids"]) if per_site else 1).astype(bool)
 
 
 def row_behavior(row: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -1,29 +1,29 @@
-"""Cuts windows out of dataset rows on the fly, orders them into batches and makes tensors of them.
+"""Cuts windows out of dataset rows on the fly and makes tensors of them; `sampling.py` says which and when.
 
-The order of an epoch is a pure function of (seed, epoch), and every window carries a seed of its own from
-which its masks, samples and dropout are drawn: so workers, processes and resuming change nothing. A batch is
-cut and drawn at once: the only loop over windows copies the counts of each out of the mapped file.
+Every window carries a seed of its own from which its masks, samples and dropout are drawn: so workers,
+processes and resuming change nothing. A batch is cut and drawn at once: the only loop over windows copies the
+counts of each out of the mapped file.
 """
 
-import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from ..errors import ConfigurationError, DatasetError
+from ..errors import ConfigurationError
 from ..layout_rpnt import site_layout
 from ..objectives import draw_masks
 from ..processing_rpnt import RPNTProcessor
 from ..random_rpnt import random_bits, uniforms
 from .augmentation import warp_time
-from .rows import row_behavior, row_counts, row_observed, scored_bins
+from .rows import row_behavior, row_counts, row_observed, row_site_observed
+from .sampling import Window, Windows, WindowSampler, label_mask_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,70 +39,6 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Bins of one row that form one model input.
-
-    Args:
-        row (`int`): Index of the row.
-        start (`int`): First bin, from the row's first.
-        stop (`int`): One past the last bin.
-        scored_from (`int`): First bin that this window may learn from; those before are past to look at.
-        seed (`int`): Seed of everything random about this window.
-    """
-
-    row: int
-    start: int
-    stop: int
-    scored_from: int
-    seed: int
-
-
-class Windows(Sequence[Window]):
-    """Many windows as one array, which the sampler orders and the collator reads without a loop.
-
-    Args:
-        table (`np.ndarray` of shape `(windows, 5)`, int64): The fields of `Window` in their order.
-    """
-
-    def __init__(self, table: NDArray[np.int64]) -> None:
-        self.table = table
-
-    @classmethod
-    def of(cls, windows: Sequence[Window]) -> "Windows":
-        """Takes windows one by one.
-
-        Args:
-            windows (`Sequence[Window]`): Any number.
-
-        Returns:
-            `Windows`: The same; as it is where it is one already.
-        """
-        if isinstance(windows, Windows):
-            return windows
-        return cls(np.array([dataclasses.astuple(window) for window in windows], np.int64).reshape(-1, 5))
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    @overload
-    def __getitem__(self, index: int) -> Window: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Windows": ...
-    def __getitem__(self, index: int | slice) -> "Window | Windows":
-        if isinstance(index, slice):
-            return Windows(self.table[index])
-        return Window(*self.table[index].tolist())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Windows) and np.array_equal(self.table, other.table)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __add__(self, other: Sequence[Window]) -> "Windows":  # accelerate fills up batches with it
-        return Windows(np.concatenate([self.table, Windows.of(other).table]))
 
 
 @dataclass
@@ -134,167 +70,6 @@ def site_label(session_id: str, site_id: str) -> int:
     """
     digest = hashlib.sha256(f"{session_id}\0{site_id}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for lists
-    """Yields batches of windows, in an order that only the seed and the epoch decide; a `batch_sampler`.
-
-    In training a row longer than a window is cut on a grid with a random phase. For decoding the cells of the
-    grid cover the row, each bin is learned from once an epoch, windows without scored bins are left out, and
-    a window that its cell does not fill looks at bins before it. For pretraining what is left over at either
-    end of a row is a shorter window if it has at least half the length, else it sits out the epoch; and each
-    batch holds windows of a session in pairs that do not overlap (a session that has one window gives it
-    alone; of an odd number one sits out). A row that is no longer than a window gives one.
-    Otherwise (`training=False`) the grid starts at the first bin after the context and the order is that of
-    the rows.
-
-    Args:
-        rows (`Sequence[Mapping]`): Rows of one split.
-        window_bins (`int`): Length of a window in bins, at least 1.
-        batch_size (`int`): Windows per batch, at least 2 for pretraining.
-        seed (`int`, *optional*, defaults to 0): Seed of the order.
-        pairs (`bool`, *optional*, defaults to `False`): True for pretraining, False for decoding.
-        training (`bool`, *optional*, defaults to `True`): False for a fixed order of fixed windows.
-        context_bins (`int`, *optional*, defaults to 0):
-            Bins at the start of each decoding window that are only looked at (where the row has them).
-        label_lag (`int`, *optional*, defaults to 0): Bins by which labels come later than counts.
-
-    Raises:
-        ConfigurationError: A number is out of range.
-        DatasetError: No window can be cut.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        window_bins: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        pairs: bool = False,
-        training: bool = True,
-        context_bins: int = 0,
-        label_lag: int = 0,
-    ) -> None:
-        if window_bins < 1 or batch_size < (2 if pairs else 1) or not 0 <= context_bins < window_bins:
-            raise ConfigurationError(
-                f"Windows need `window_bins` >= 1, `batch_size` >= {2 if pairs else 1} and `context_bins` in "
-                f"[0, window_bins), got {window_bins}, {batch_size} and {context_bins}."
-            )
-        self.window_bins = window_bins
-        self.windows_per_batch = batch_size
-        self.seed = seed
-        self.pairs = pairs
-        self.training = training
-        self.context_bins = context_bins
-        self.epoch = 0
-        self.first_batch = 0
-        sessions = {session: i for i, session in enumerate(sorted({row["session_id"] for row in rows}))}
-        self._session_of_row = np.array([sessions[row["session_id"]] for row in rows], dtype=np.int64)
-        self._first = np.array([row["num_context_bins"] if pairs else 0 for row in rows], dtype=np.int64)
-        self._stop = np.array([row["num_bins"] for row in rows], dtype=np.int64)
-        # Bins that can be learned from, as running sums, so that a cell is judged in one subtraction.
-        masks = [] if pairs else [_label_mask(row, label_lag) for row in rows]
-        self._learnable = np.concatenate([np.zeros(1, np.int64), *masks]).cumsum()
-        self._row_offset = np.cumsum([0, *map(len, masks)])
-        if not len(self.windows(0)):
-            raise DatasetError(
-                f"{len(rows)} rows must give at least one window of {window_bins} bins, got none: there is "
-                "no bin to learn from."
-            )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration runs through."""
-        self.epoch = epoch
-
-    def start_at(self, batch: int) -> None:
-        """Leaves out the first batches of the next iteration, once, to go on in the middle of an epoch."""
-        self.first_batch = batch
-
-    def windows(self, epoch: int) -> Windows:
-        """Lists the windows of an epoch in the order of the rows.
-
-        Args:
-            epoch (`int`): The epoch, from 0.
-
-        Returns:
-            `Windows`: All windows that are used.
-        """
-        generator = np.random.default_rng([self.seed, epoch if self.training else 0])
-        # The first edge of the grid after the start of a row; later ones follow at the size of a cell.
-        size = self.window_bins if self.pairs else self.window_bins - self.context_bins
-        length = self._stop - self._first
-        is_whole = length <= self.window_bins
-        phase = np.full(len(length), size)
-        if self.training:
-            lowest = 0 if self.pairs else 1
-            phase = generator.integers(lowest, lowest + size, len(length))
-        phase = np.where(is_whole, length, phase)
-        num_cells = np.where(length > 0, 1 - (phase - length) // size, 0)
-        row = np.repeat(np.arange(len(length)), num_cells)
-        cell = np.arange(len(row)) - np.repeat(np.cumsum(num_cells) - num_cells, num_cells)
-        end = np.minimum(self._first[row] + phase[row] + cell * size, self._stop[row])
-        begin = np.where(cell > 0, self._first[row] + phase[row] + (cell - 1) * size, self._first[row])
-        start = begin if self.pairs else np.maximum(self._first[row], end - self.window_bins)
-        if not self.pairs:
-            offset = self._row_offset[row]
-            kept = self._learnable[offset + end] > self._learnable[offset + begin]
-        elif self.training:
-            kept = is_whole[row] | (2 * (end - begin) >= size)
-        else:
-            kept = np.ones(len(row), dtype=bool)
-        seeds = generator.integers(0, 2**63, size=len(row))
-        return Windows(np.stack([row, start, end, begin, seeds], axis=1)[kept])
-
-    def batches(self, epoch: int) -> list[Windows]:
-        """Lists the batches of an epoch.
-
-        Args:
-            epoch (`int`): The epoch, from 0.
-
-        Returns:
-            `list[Windows]`: Batches of at most `batch_size` windows.
-        """
-        windows = self.windows(epoch).table
-        size = self.windows_per_batch
-        edges = list(range(size, len(windows), size))
-        if self.training:
-            generator = np.random.default_rng([self.seed, epoch, 1])
-            windows = windows[generator.permutation(len(windows))]
-            if self.pairs:
-                windows, edges = self._paired(windows, generator)
-        return [Windows(table) for table in np.split(windows, edges) if len(table)]
-
-    def _paired(
-        self, windows: NDArray[np.int64], generator: np.random.Generator
-    ) -> tuple[NDArray[np.int64], list[int]]:
-        """Orders shuffled windows into pairs of a session, and says where batches begin."""
-        session = self._session_of_row[windows[:, 0]]
-        windows = windows[np.argsort(session, kind="stable")]
-        in_session = np.bincount(session)
-        in_session = in_session[in_session > 0]
-        # Of an odd number one sits out, but a session that has a single window gives it alone.
-        num_groups = np.maximum(in_session // 2, 1)
-        group = np.arange(num_groups.sum()) - np.repeat(np.cumsum(num_groups) - num_groups, num_groups)
-        first = np.repeat(np.cumsum(in_session) - in_session, num_groups) + 2 * group
-        sizes = np.repeat(np.minimum(in_session, 2), num_groups)
-        order = generator.permutation(len(first))
-        first, sizes = first[order], sizes[order]
-        edges, filled, total = [], 0, 0
-        for one in sizes.tolist():
-            if filled + one > self.windows_per_batch:
-                edges.append(total)
-                filled = 0
-            filled, total = filled + one, total + one
-        second = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return windows[np.repeat(first, sizes) + second], edges
-
-    def __iter__(self) -> Iterator[Any]:
-        first, self.first_batch = self.first_batch, 0
-        yield from self.batches(self.epoch)[first:]
-
-    def __len__(self) -> int:
-        return len(self.batches(self.epoch))
 
 
 @dataclass(frozen=True)
@@ -334,7 +109,10 @@ class WindowDataset(Dataset[WindowSample]):
         self.is_fully_observed = np.array([bool(bins.all()) for bins in observed], dtype=bool)
         # One byte per bin each, after one another, so that a batch takes its own with one index.
         self.observed = np.concatenate([*observed, np.zeros(1, bool)])
-        self.label_masks = np.concatenate([*(_label_mask(row, label_lag) for row in rows), np.zeros(1, bool)])
+        self.site_observed = _site_observed(rows)
+        self.label_masks = np.concatenate(
+            [*(label_mask_of(row, label_lag) for row in rows), np.zeros(1, bool)]
+        )
         self.first_bin = np.cumsum([0, *map(len, observed)])[:-1]
 
     def __len__(self) -> int:
@@ -501,7 +279,7 @@ class WindowCollator:
         Returns:
             `dict[str, torch.Tensor]`: Arguments of `RPNTForPreTraining` or `RPNTForMotorDecoding`.
         """
-        dataset, (rows, starts, stops, _, seeds) = batch.dataset, batch.windows.table.T
+        dataset, (rows, starts, stops, scored_from, seeds) = batch.dataset, batch.windows.table.T
         layouts = self._layout_of_row[rows]
         units = slice(self._num_units[layouts].max())
         sites = slice(self._num_sites[layouts].max())
@@ -533,6 +311,8 @@ class WindowCollator:
         bin_mask = (
             observed[:, None] & (np.arange(index.shape[1]) < self._num_sites[layouts][:, None])[..., None]
         )
+        if dataset.site_observed is not None:
+            bin_mask &= dataset.site_observed[flat_bins].swapaxes(1, 2)[:, sites]
         arrays = {
             "spike_counts": spike_counts,
             "unit_ids": unit_ids,
@@ -554,6 +334,8 @@ class WindowCollator:
                 site_mask_probability=self.masking.site_mask_probability,
             )
             labels = self._site_labels[:, sites][rows]
+            idle = scored_from >= stops  # of a process that a batch has no window for
+            masked_bins[idle], masked_units[idle], labels[idle] = False, False, -100
             arrays |= {"masked_bins": masked_bins, "masked_units": masked_units, "labels": labels}
         if self.metadata_dropout:
             draws = uniforms(seeds[:, None], "metadata dropout", self._axis_groups)
@@ -591,6 +373,20 @@ class WindowCollator:
         thinned = np.zeros_like(spike_counts)
         thinned.reshape(len(seeds), -1)[window, entry] = kept
         return thinned
+
+
+def _site_observed(rows: Sequence[Row]) -> NDArray[np.bool_] | None:
+    """Observed bins of each site, flat over rows, (bins + 1, most sites); None where none is ever absent."""
+    if all(len(row["observed"] or b"") <= row["num_bins"] for row in rows):
+        return None
+    flat = np.zeros(
+        (sum(row["num_bins"] for row in rows) + 1, max(len(row["site_ids"]) for row in rows)), dtype=bool
+    )
+    first = 0
+    for row in rows:
+        flat[first : first + row["num_bins"], : len(row["site_ids"])] = row_site_observed(row)
+        first += row["num_bins"]
+    return flat
 
 
 def _places(units: NDArray[Any]) -> NDArray[np.int64]:
@@ -648,9 +444,3 @@ def _labels(batch: WindowBatch, flat_bins: NDArray[np.int64]) -> dict[str, NDArr
         labels[b, : len(values)] = values
     labels[~label_mask] = 0
     return {"labels": labels, "label_mask": label_mask}
-
-
-def _label_mask(row: Row, label_lag: int) -> NDArray[np.bool_]:
-    """Says for which bins of counts the behaviour `label_lag` bins later is scored."""
-    scored = scored_bins(row)
-    return np.concatenate([scored[label_lag:], np.zeros(min(label_lag, len(scored)), dtype=bool)])

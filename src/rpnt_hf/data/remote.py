@@ -1,0 +1,204 @@
+"""Built datasets at a URL: which files they have, and bytes of them by range, with patience.
+
+Every file system that fsspec knows will do: http, s3, hf, memory, file. Not for rows: `loading.py` loads them
+onto this machine, `streamed.py` reads them as they are needed.
+"""
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import fsspec
+from fsspec.exceptions import FSTimeoutError
+
+from rpnt_hf.data.card import BUILD_FILE
+from rpnt_hf.errors import DatasetError, closest_names
+
+__all__ = ["RangeFile", "RemoteDataset", "is_url"]
+
+TRIES = 6
+LONGEST_PAUSE = 15.0  # s
+
+
+def is_url(data: str | Path) -> bool:
+    """Says whether a dataset is named by a URL rather than a folder or a name on the Hub."""
+    return "://" in str(data)
+
+
+@dataclass(frozen=True)
+class RemoteDataset:
+    """A folder that `rpnt build` wrote, wherever it lies now.
+
+    Args:
+        url (`str`): The folder.
+        build (`Mapping[str, Any]`): Its `rpnt_build.json`.
+    """
+
+    url: str
+    build: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, data: str | Path) -> "RemoteDataset":
+        """Reads what a dataset has.
+
+        Args:
+            data (`str` or `Path`): URL of the folder, a folder, or the name of a dataset on the Hub.
+
+        Returns:
+            `RemoteDataset`: The dataset.
+
+        Raises:
+            DatasetError: There is none, it cannot be reached, or an older version of this package wrote it.
+        """
+        url = str(data)
+        if not is_url(url) and not Path(url).is_dir() and url.count("/") == 1 and url[0] not in "./":
+            url = f"hf://datasets/{url}"
+        url = url.rstrip("/")
+        file_system, path = fsspec.core.url_to_fs(f"{url}/{BUILD_FILE}")
+        try:
+            build = json.loads(_patiently(file_system, path, f"{url}/{BUILD_FILE}"))
+        except ValueError as error:
+            raise DatasetError(
+                f"`{BUILD_FILE}` must be JSON, but '{url}/{BUILD_FILE}' is not. Build the dataset "
+                f"again. ({error})"
+            ) from error
+        if not isinstance(build, dict) or "shards" not in build:
+            raise DatasetError(
+                f"A dataset at a URL must list its files, but `{BUILD_FILE}` of '{url}' does not. Build it "
+                "again with this version of rpnt_hf."
+            )
+        return cls(url, build)
+
+    def files(self, config_name: str | None, split: str) -> list[tuple[str, int]]:
+        """Lists the Parquet files of one split.
+
+        Args:
+            config_name (`str`, *optional*): Part of the corpus; None where there is only one.
+            split (`str`): "train", "validation" or "test".
+
+        Returns:
+            `list[tuple[str, int]]`: URL and bytes of each.
+
+        Raises:
+            DatasetError: There is no such configuration or split.
+        """
+        name = self.config_name(config_name)
+        found = [
+            (f"{self.url}/{shard['name']}", int(shard["bytes"]))
+            for shard in self.build["shards"]
+            if shard["name"].startswith(f"{name}/{split}-")
+        ]
+        if not found:
+            raise DatasetError(
+                f"Split '{split}' of configuration '{name}' must be in '{self.url}', got no file of it. Name "
+                "another split."
+            )
+        return found
+
+    def config_name(self, config_name: str | None) -> str:
+        """Gives the configuration that is meant: the one that was named, or the only one."""
+        names = sorted({shard["name"].split("/")[0] for shard in self.build["shards"]})
+        if config_name is None and len(names) == 1:
+            return str(names[0])
+        if config_name not in names:
+            raise DatasetError(
+                f"`dataset_config` must be one of {names} in '{self.url}', got {config_name!r}. Name one of "
+                f"them.{closest_names(str(config_name), names)}"
+            )
+        return str(config_name)
+
+
+class RangeFile(io.RawIOBase):
+    """A file at a URL that is read by ranges; each read is one request, tried again where it fails.
+
+    Args:
+        url (`str`): The file.
+        size (`int`): Its size in bytes.
+    """
+
+    def __init__(self, url: str, size: int) -> None:
+        self.url = url
+        self.size = size
+        self.position = 0
+        self.file_system, self.path = fsspec.core.url_to_fs(url)
+
+    def readable(self) -> bool:
+        """Says that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Says that any place of it can be read."""
+        return True
+
+    def tell(self) -> int:
+        """Gives the place of the next read."""
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Goes to a place."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        """Reads from the place on.
+
+        Args:
+            size (`int`): Bytes; all that follow where negative.
+
+        Returns:
+            `bytes`: At most as many.
+
+        Raises:
+            DatasetError: The file is gone, cannot be reached, or is not served by ranges.
+        """
+        stop = self.size if size is None or size < 0 else min(self.position + size, self.size)
+        if stop <= self.position:
+            return b""
+        content = _patiently(self.file_system, self.path, self.url, self.position, stop)
+        self.position = stop
+        return content
+
+
+def _patiently(
+    file_system: Any, path: str, url: str, start: int | None = None, stop: int | None = None
+) -> bytes:
+    """Reads bytes of a file, and tries again where that may help."""
+    for attempt in range(TRIES):
+        try:
+            content = bytes(file_system.cat_file(path, start=start, end=stop))
+            if start is None or stop is None or len(content) == stop - start:
+                return content
+            if len(content) > stop - start:
+                raise DatasetError(
+                    f"A server must answer a range with that range to be streamed from, but '{url}' came "
+                    "whole. Use another server, or train without `streaming`: files are then downloaded."
+                )
+            reason = f"{len(content)} bytes came where {stop - start} were asked for"
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"A file of a dataset must stay where it is while it is used, but '{url}' is not there (any "
+                "more). Check the URL, or put it back and resume."
+            ) from error
+        except (OSError, aiohttp.ClientError, FSTimeoutError, TimeoutError) as error:
+            status = getattr(error, "status", None)
+            if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+                raise DatasetError(
+                    f"A file of a dataset must be readable, but '{url}' is refused (status {status}). Check "
+                    "the URL and your rights."
+                ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if attempt + 1 < TRIES:
+            _pause(min(0.25 * 2**attempt, LONGEST_PAUSE))
+    raise DatasetError(
+        f"A file of a dataset must be within reach while it is used, but '{url}' could not be read in "
+        f"{TRIES} tries. Check the connection and resume. ({reason})"
+    )
+
+
+def _pause(seconds: float) -> None:
+    time.sleep(seconds)
