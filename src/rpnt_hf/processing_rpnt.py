@@ -555,7 +555,9 @@ class RPNTProcessor(FeatureExtractionMixin):
                 data["num_bins"], len(data["unit_ids"])
             )
             return self._assemble(
-                [counts], [np.frombuffer(data["observed"], dtype=np.uint8).astype(bool)],
+                [counts],
+                # A byte per bin, or bins x sites: (1 or sites, bins).
+                [np.frombuffer(data["observed"], dtype=np.uint8).astype(bool).reshape(len(counts), -1).T],
                 data["session_id"], np.asarray(data["unit_sites"]), data["site_positions"],
                 len(data["site_ids"]), data["subject_id"], data["task"], data["recording_date"],
                 data["unit_ids"],

@@ -5,7 +5,7 @@ each observed interval where the split changes. Not for files: that is `builder.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -96,6 +96,11 @@ class PreparedRecording:
             reasons = {
                 index: "not named by the split file" for index in range(len(trials)) if index not in named
             }
+        elif entry.splits is not None:
+            named = dict(entry.splits)
+            reasons = {index: "in no split" for index in range(len(trials)) if index not in named}
+            reasons |= unusable | dict(entry.excluded_trials)
+            named = {index: split for index, split in named.items() if index not in reasons}
         else:
             reasons = unusable | dict(entry.excluded_trials)
         included = [index for index in range(len(trials)) if index not in reasons]
@@ -222,7 +227,7 @@ class PreparedRecording:
     def _bins_before(self, times: pd.Series | float, start_time: float) -> Any:
         """Number of whole bins between a start and each time, where a time on an edge lies behind it."""
         bins = np.floor((np.asarray(times, np.float64) - start_time) / self.config.bin_size + EDGE_TOLERANCE)
-        return bins.astype(np.int64)
+        return np.clip(bins, -(2**62), 2**62).astype(np.int64)
 
     def _labels(self, interval: BinnedInterval, excluded: np.ndarray) -> np.ndarray:
         """Labels of all bins, NaN in excluded trials."""
@@ -285,6 +290,12 @@ class PreparedRecording:
         trials: list[dict[str, Any]],
     ) -> dict[str, Any]:
         recording = self.entry.recording
+        counts, observed = interval.counts[row_start:stop], interval.observed[row_start:stop].astype(np.uint8)
+        start_time = interval.start_time + row_start * self.config.bin_size
+        if self.entry.site_intervals is not None:
+            at_sites = self._sites_observed(self.entry.site_intervals, start_time, stop - row_start)
+            observed = at_sites * observed[:, None]
+            counts = counts * observed[:, recording.unit_sites]
         return {
             "session_id": recording.session_id,
             "subject_id": recording.subject_id,
@@ -293,19 +304,32 @@ class PreparedRecording:
             "site_ids": recording.site_ids,
             "site_positions": recording.site_positions.tolist(),
             "bin_size": self.config.bin_size,
-            "start_time": interval.start_time + row_start * self.config.bin_size,
+            "start_time": start_time,
             "num_bins": stop - row_start,
             "num_context_bins": first - row_start,
             "unit_ids": recording.unit_ids,
             "unit_sites": recording.unit_sites.tolist(),
-            "counts": np.ascontiguousarray(interval.counts[row_start:stop]).tobytes(),
-            "observed": interval.observed[row_start:stop].astype(np.uint8).tobytes(),
+            "counts": np.ascontiguousarray(counts).tobytes(),
+            "observed": observed.tobytes(),
             "behavior": np.ascontiguousarray(labels, dtype=np.float32).tobytes(),
             "behavior_names": _behavior_names(self.series),
             "behavior_units": [one.unit for one in self.series for _ in one.dimension_names],
             "trials": trials,
             "source": recording.source or {"file_name": None, "sha256": None},
         }
+
+    def _sites_observed(
+        self, site_intervals: Sequence[np.ndarray], start_time: float, num_bins: int
+    ) -> np.ndarray:
+        """Which bins lie wholly in an interval of each site, (bins, sites), uint8."""
+        edges = start_time + np.arange(num_bins + 1) * self.config.bin_size
+        slack = EDGE_TOLERANCE * self.config.bin_size * 2
+        observed = np.zeros((num_bins, len(site_intervals)), dtype=np.uint8)
+        for site, intervals in enumerate(site_intervals):
+            if len(intervals):
+                interval = np.searchsorted(intervals[:, 0], edges[:-1] + slack, side="right") - 1
+                observed[:, site] = (interval >= 0) & (edges[1:] <= intervals[interval, 1] + slack)
+        return observed
 
 
 def scored_interval(trial: Mapping[Any, Any]) -> tuple[float, float]:

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import DatasetError, closest_names
-from .rows import row_behavior, row_counts, row_observed, scored_bins
+from .remote import RemoteDataset, is_url
+from .rows import row_behavior, row_counts, row_site_observed, scored_bins
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     """Opens one split of a built dataset through plain `datasets.load_dataset`.
 
     Args:
-        data (`str` or `Path`): Folder that `rpnt build` wrote, or the name of a dataset on the Hub.
+        data (`str` or `Path`): Folder that `rpnt build` wrote, its URL (http, s3 and whatever else fsspec
+            knows), or the name of a dataset on the Hub. What is elsewhere is brought into the cache.
         config_name (`str`, *optional*): Part of the corpus; None where there is only one.
         split (`str`, *optional*, defaults to `"train"`): "train", "validation" or "test".
 
@@ -45,7 +47,7 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     Raises:
         DatasetError: Nothing of that name can be loaded, or it is not a built dataset.
     """
-    if not Path(data).is_dir() and (
+    if not is_url(data) and not Path(data).is_dir() and (
         Path(data).is_absolute() or str(data).count("/") != 1 or str(data)[0] == "."
     ):
         raise DatasetError(
@@ -53,7 +55,12 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             f"'{data}', and there is no such folder. Check the path."
         )
     try:
-        dataset = datasets.load_dataset(str(data), config_name, split=split)
+        if is_url(data):
+            dataset = _load_from_url(str(data), config_name, split)
+        else:
+            dataset = datasets.load_dataset(str(data), config_name, split=split)
+    except DatasetError:
+        raise
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise DatasetError(
             f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
@@ -66,6 +73,14 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "are missing. Build it with `rpnt build`."
         )
     return dataset
+
+
+def _load_from_url(url: str, config_name: str | None, split: str) -> datasets.Dataset:
+    """Brings the files of one split into the cache; a folder that changed is brought again."""
+    remote = RemoteDataset.open(url)
+    files = [file for file, _ in remote.files(config_name, split)]
+    name = f"{remote.config_name(config_name)}-{remote.fingerprint()}"
+    return datasets.load_dataset("parquet", name, data_files={split: files}, split=split)
 
 
 def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
@@ -86,6 +101,8 @@ def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
         for name in table.column_names:
             values = table.column(name).chunk(0)
             row[name] = _view(values) if name in BINARY_COLUMNS else values[0].as_py()
+            if rows and rows[-1][name] == row[name] and name not in BINARY_COLUMNS:
+                row[name] = rows[-1][name]  # rows of a session share their lists
         rows.append(row)
     return rows
 
@@ -245,15 +262,18 @@ def unit_means(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
         rows (`Sequence[Mapping]`): Training rows.
 
     Returns:
-        `dict[str, np.ndarray]`: Per session, shape `(num_units,)`: spikes per bin over its observed bins.
+        `dict[str, np.ndarray]`: Per session, shape `(num_units,)`: spikes per bin over the observed bins of
+        the unit's site.
     """
     sums: dict[str, NDArray[np.float64]] = {}
-    bins: dict[str, int] = {}
+    bins: dict[str, NDArray[np.float64]] = {}
     for row in rows:
-        observed = row_observed(row)
-        observed[: row["num_context_bins"]] = False
+        learned = slice(row["num_context_bins"], None)
+        observed = row_site_observed(row)[learned]
         session_id = row["session_id"]
-        counts = row_counts(row)[observed].sum(axis=0, dtype=np.float64)
+        # Where a site is absent, its counts are 0.
+        counts = row_counts(row)[learned][observed.any(axis=1)].sum(axis=0, dtype=np.float64)
         sums[session_id] = sums.get(session_id, np.zeros_like(counts)) + counts
-        bins[session_id] = bins.get(session_id, 0) + int(observed.sum())
-    return {session_id: sums[session_id] / max(bins[session_id], 1) for session_id in sums}
+        of_units = observed.sum(axis=0)[np.asarray(row["unit_sites"], dtype=np.int64)]
+        bins[session_id] = bins.get(session_id, np.zeros_like(counts)) + of_units
+    return {session_id: sums[session_id] / np.maximum(bins[session_id], 1) for session_id in sums}

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from datasets import Features, List, Value
 
 from rpnt_hf.data.binning import check_bin_size
@@ -130,9 +131,15 @@ class CorpusRecording:
         excluded_trials (`Mapping[int, str]`, defaults to `{}`): Reason by index of the trials to leave out; a
             split file overrides it.
         notes (`Sequence[str]`, defaults to `()`): Lines for the card, for example what was masked.
+        splits (`Mapping[int, str]` or `None`, defaults to `None`): Split by index of the trials, where the
+            corpus has drawn it; trials that it does not name are excluded. Not together with a split file.
+        site_intervals (`Sequence[np.ndarray]` or `None`, defaults to `None`): For each site the intervals in
+            s in which it was recorded, shape `(intervals, 2)`; None where all were all the time.
     """
 
     recording: Recording
     config_name: str = "default"
     excluded_trials: Mapping[int, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    splits: Mapping[int, str] | None = None
+    site_intervals: Sequence[np.ndarray] | None = None

@@ -43,8 +43,8 @@ class SiteSimulationConfig:
 
     Args:
         num_sites (`int`, *optional*, defaults to 8): Sites, each with one probe; at least 1.
-        num_controls (`int`, *optional*, defaults to 2): The last sites are controls: without couplings, tuning
-            and common input. In [0, num_sites).
+        num_controls (`int`, *optional*, defaults to 2): The last sites are controls: they have neither
+            couplings nor tuning nor common input. In [0, num_sites).
         num_units (`int`, *optional*, defaults to 16): Units of each site, from one end of the probe to the
             other; at least 2.
         num_trials (`int`, *optional*, defaults to 120): Trials of each recording, at least 1.

@@ -1,0 +1,415 @@
+"""Site-by-site maps of functional connectivity, from a pretrained model, with controls and significance.
+
+A map says how much the activity of a target site (row) draws on that of a source site (column). It is
+functional, not anatomical: what it says is about prediction. Every map is compared with the same map of data
+in which the trials of each site are shuffled. Baselines without a model are in `site_statistics.py`, pictures
+in `plots.py`.
+
+Legend: `W` windows, `S` sites, `T` bins, `N` units, `A` anchors.
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
+
+from rpnt_hf.analysis.site_statistics import lagged_regression, partial_correlation, rate_correlation
+from rpnt_hf.analysis.site_windows import SiteWindows, cut_site_windows
+from rpnt_hf.errors import CheckpointError, ConfigurationError
+from rpnt_hf.modeling_rpnt import RPNTForPreTraining
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
+__all__ = [
+    "ESTIMATORS",
+    "Connectivity",
+    "ConnectivityMap",
+    "attention_rollout",
+    "compare_with_shuffles",
+    "map_connectivity",
+    "occlusion",
+    "write_connectivity",
+]
+
+ESTIMATORS: Mapping[str, str] = {
+    "occlusion": "increase of the loss on hidden bins of the target when the source is hidden, nats an entry",
+    "attention": "spatial attention of the target to the source, rolled out over layers",
+    "rate_correlation": "root mean square correlation of the rates of their units",
+    "partial_correlation": "the same of population modes, the other sites held fixed",
+    "lagged_regression": "log ratio of residuals of the target without and with the past of the source",
+}
+OF_MODEL = ("occlusion", "attention")
+FALSE_DISCOVERY_RATE = 0.05
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ConnectivityMap:
+    """One map with its control; rows are targets, columns sources, NaN on the diagonal and where unknown.
+
+    Args:
+        values (`np.ndarray` of shape `(sites, sites)`): The estimate, from the data as they are.
+        excess (`np.ndarray` of the same shape): What of it is left when the mean over shuffles is taken off.
+        p_values (`np.ndarray` of the same shape): One-sided permutation p of the excess.
+        q_values (`np.ndarray` of the same shape): The same, adjusted for the false discovery rate over pairs.
+        control_discoveries (`float`): Pairs that are found on average when shuffled data are taken for the
+            data.
+    """
+
+    values: Matrix
+    excess: Matrix
+    p_values: Matrix
+    q_values: Matrix
+    control_discoveries: float
+
+    @property
+    def significant(self) -> NDArray[np.bool_]:
+        """`np.ndarray` of shape `(sites, sites)`, bool: True where `q_values` are at most 0.05."""
+        return np.nan_to_num(self.q_values, nan=1.0) <= FALSE_DISCOVERY_RATE
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """The maps of one session.
+
+    Args:
+        session_id (`str`): The session.
+        site_ids (`list[str]`): Its sites, in the order of the maps.
+        site_positions (`np.ndarray` of shape `(sites, 3)`): Their places in mm, NaN where unknown.
+        maps (`dict[str, ConnectivityMap]`): By name of the estimator.
+        settings (`dict[str, Any]`): How they were made.
+    """
+
+    session_id: str
+    site_ids: list[str]
+    site_positions: Matrix
+    maps: dict[str, ConnectivityMap]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives everything as plain values, with null for NaN.
+
+        Returns:
+            `dict[str, Any]`: Ready for JSON.
+        """
+        maps = {
+            name: {
+                "meaning": ESTIMATORS[name],
+                **{
+                    field: _plain(getattr(found, field))
+                    for field in ("values", "excess", "p_values", "q_values")
+                },
+                "significant_pairs": [
+                    {"target": self.site_ids[target], "source": self.site_ids[source]}
+                    for target, source in np.argwhere(found.significant)
+                ],
+                "control_discoveries": found.control_discoveries,
+            }
+            for name, found in self.maps.items()
+        }
+        return {
+            "session_id": self.session_id,
+            "site_ids": self.site_ids,
+            "site_positions": _plain(self.site_positions),
+            "maps": maps,
+            "settings": self.settings,
+        }
+
+
+def map_connectivity(
+    model: RPNTForPreTraining,
+    processor: RPNTProcessor,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    window_bins: int | None = None,
+    align: str = "start",
+    before: int = 0,
+    bins: tuple[int, int] | None = None,
+    estimators: Sequence[str] = tuple(ESTIMATORS),
+    num_shuffles: int = 20,
+    hidden_share: float = 0.25,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Connectivity:
+    """Makes the maps of one session, each with its shuffle control.
+
+    Args:
+        model (`RPNTForPreTraining`): Pretrained, with a spatial stage.
+        processor (`RPNTProcessor`): Its processor.
+        rows (`Sequence[Mapping]`): Rows of one session of a built dataset; best those of validation and test.
+        window_bins (`int`, *optional*): Bins of the window that is cut at each trial; that of training where
+            None.
+        align (`str`, *optional*, defaults to `"start"`): What windows are cut at: "start", "go_cue" or
+            "move_onset" of each trial.
+        before (`int`, *optional*, defaults to 0): Bins of a window that lie before that event.
+        bins (`tuple[int, int]`, *optional*): First bin and stop of the part of the window that is averaged;
+            None for all.
+        estimators (`Sequence[str]`, *optional*): Names out of `ESTIMATORS`; all by default.
+        num_shuffles (`int`, *optional*, defaults to 20): Shuffles of the trials of each site, at least 5.
+        hidden_share (`float`, *optional*, defaults to 0.25): Share of bins, in (0, 1), that occlusion hides
+            and scores.
+        batch_size (`int`, *optional*, defaults to 32): Windows at a time.
+        seed (`int`, *optional*, defaults to 0): Seed of shuffles and hidden bins.
+
+    Returns:
+        `Connectivity`: The maps.
+
+    Raises:
+        ConfigurationError: A name is unknown or a number out of range.
+        CheckpointError: The model has no spatial stage.
+        DatasetError: The rows are not of one session with two sites, or hold too few trials.
+        InputError: The rows do not fit the processor.
+    """
+    unknown = [name for name in estimators if name not in ESTIMATORS]
+    if unknown or not estimators:
+        raise ConfigurationError(
+            f"`estimators` must be names out of {', '.join(ESTIMATORS)}, got {', '.join(unknown) or 'none'}."
+        )
+    if num_shuffles < 5 or not 0 < hidden_share < 1 or batch_size < 1:
+        raise ConfigurationError(
+            "`num_shuffles` must be at least 5, `hidden_share` in (0, 1) and `batch_size` at least 1, got "
+            f"{num_shuffles}, {hidden_share} and {batch_size}."
+        )
+    if model.config.num_spatial_layers == 0 and set(estimators) & set(OF_MODEL):
+        raise CheckpointError(
+            f"Maps by {' and '.join(OF_MODEL)} must come from a model with spatial layers, got "
+            "`num_spatial_layers`=0: its sites see nothing of each other. Pretrain 'rpnt-neuropixel', or ask "
+            "for other `estimators`."
+        )
+    size = window_bins or processor.window_bins or 50
+    windows = cut_site_windows(rows, processor, size, align=align, before=before)
+    chosen = slice(*(bins or (0, windows.num_bins)))
+    if len(range(windows.num_bins)[chosen]) == 0:
+        raise ConfigurationError(
+            f"`bins` must leave at least one of the {windows.num_bins} bins of a window, got {bins}."
+        )
+    generator = np.random.default_rng(seed)
+    hidden = generator.random(windows.bin_mask.shape) < hidden_share
+    shuffles = [windows.shuffled(generator) for _ in range(num_shuffles)]
+    of: dict[str, Callable[[SiteWindows], Matrix]] = {
+        "occlusion": lambda data: occlusion(model, data, hidden, chosen, batch_size),
+        "attention": lambda data: attention_rollout(model, data, chosen, batch_size),
+        "rate_correlation": lambda data: rate_correlation(data, chosen),
+        "partial_correlation": lambda data: partial_correlation(data, chosen),
+        "lagged_regression": lambda data: lagged_regression(data, chosen),
+    }
+    maps = {
+        name: compare_with_shuffles(of[name](windows), np.stack([of[name](one) for one in shuffles]))
+        for name in estimators
+    }
+    settings = {
+        "windows": windows.num_windows, "left_out_trials": windows.num_left_out,
+        "window_bins": windows.num_bins, "bin_size": processor.bin_size, "align": align, "before": before, "bins": [chosen.start, chosen.stop],
+        "num_shuffles": num_shuffles, "hidden_share": hidden_share, "seed": seed,
+        "false_discovery_rate": FALSE_DISCOVERY_RATE,
+    }  # fmt: skip
+    return Connectivity(windows.session_id, windows.site_ids, windows.site_positions, maps, settings)
+
+
+def compare_with_shuffles(values: Matrix, shuffled: NDArray[np.float64]) -> ConnectivityMap:
+    """Tests a map against maps of shuffled data.
+
+    Each pair is studentised by its own shuffles, and so is each shuffle by the others; the p-value of a pair
+    is its rank among the studentised shuffles of all pairs, so that 20 shuffles resolve p-values of one in a
+    thousand where there are 8 sites.
+
+    Args:
+        values (`np.ndarray` of shape `(sites, sites)`): The map of the data; the diagonal is not looked at.
+        shuffled (`np.ndarray` of shape `(shuffles, sites, sites)`): Maps of shuffled data, at least 5.
+
+    Returns:
+        `ConnectivityMap`: The map with p-values, and what the same test finds in the shuffles.
+    """
+    num_shuffles = len(shuffled)
+    values, shuffled = values.copy(), shuffled.copy()
+    diagonal = np.arange(len(values))
+    values[diagonal, diagonal] = shuffled[:, diagonal, diagonal] = np.nan
+    null = np.stack(
+        [_studentised(shuffled[one], np.delete(shuffled, one, axis=0)) for one in range(num_shuffles)]
+    )
+    found = [
+        int((_adjusted(_ranks(null[one], np.delete(null, one, axis=0))) <= FALSE_DISCOVERY_RATE).sum())
+        for one in range(num_shuffles)
+    ]
+    p_values = _ranks(_studentised(values, shuffled), null)
+    return ConnectivityMap(
+        values, values - shuffled.mean(axis=0), p_values, _adjusted(p_values), float(np.mean(found))
+    )
+
+
+def _studentised(values: Matrix, shuffled: NDArray[np.float64]) -> Matrix:
+    """Distance from the mean of shuffles, in standard errors of a new value from the same distribution."""
+    spread = shuffled.std(axis=0, ddof=1) * np.sqrt(1 + 1 / len(shuffled))
+    return (values - shuffled.mean(axis=0)) / np.maximum(spread, np.finfo(np.float64).tiny)
+
+
+def _ranks(scores: Matrix, null: NDArray[np.float64]) -> Matrix:
+    """One-sided p-value of each score among all of the null distribution; NaN stays."""
+    ordered = np.sort(null[np.isfinite(null)])
+    above = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return np.where(np.isfinite(scores), (1 + above) / (1 + len(ordered)), np.nan)
+
+
+def _adjusted(p_values: Matrix) -> Matrix:
+    """Benjamini and Hochberg over the pairs that have a p-value."""
+    known = np.isfinite(p_values)
+    adjusted = np.full_like(p_values, np.nan)
+    if known.any():
+        adjusted[known] = false_discovery_control(p_values[known])
+    return adjusted
+
+
+def attention_rollout(
+    model: RPNTForPreTraining, windows: SiteWindows, bins: slice, batch_size: int = 32
+) -> Matrix:
+    """Averages how much sites attend to sites, through all spatial layers.
+
+    Heads are averaged, anchors left out and the rest normalised; a layer passes on half of what it has and
+    half of what it attends to, and layers are multiplied (attention rollout, Abnar and Zuidema 2020).
+
+    Args:
+        model (`RPNTForPreTraining`): Pretrained, with a spatial stage.
+        windows (`SiteWindows`): What it sees, nothing of it hidden.
+        bins (`slice`): Bins of the windows that are averaged.
+        batch_size (`int`, *optional*, defaults to 32): Windows at a time.
+
+    Returns:
+        `np.ndarray` of shape `(sites, sites)`: Mean over the bins in which both sites were recorded; NaN
+        where there is none.
+    """
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only one that gives weights
+    total = np.zeros((windows.num_sites, windows.num_sites))
+    count = np.zeros_like(total)
+    try:
+        for batch in windows.batches(batch_size):
+            outputs = _run(model, batch, output_spatial_attentions=True)
+            shape = batch["bin_mask"].shape
+            rolled = torch.eye(shape[1], device=model.device)
+            for weights in outputs.spatial_attentions:
+                attended = weights.float().mean(dim=1)[..., -shape[1] :]
+                attended = attended / attended.sum(dim=-1, keepdim=True).clamp_min(1e-9)
+                rolled = (0.5 * attended + 0.5 * torch.eye(shape[1], device=model.device)) @ rolled
+            present = batch["bin_mask"][:, :, bins].double().transpose(1, 2).numpy()  # (B, bins, S)
+            values = rolled.unflatten(0, (shape[0], shape[2]))[:, bins].double().cpu().numpy()
+            both = present[..., :, None] * present[..., None, :]
+            total += (values * both).sum(axis=(0, 1))
+            count += both.sum(axis=(0, 1))
+    finally:
+        model.set_attn_implementation(implementation)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def occlusion(
+    model: RPNTForPreTraining,
+    windows: SiteWindows,
+    hidden: NDArray[np.bool_],
+    bins: slice,
+    batch_size: int = 32,
+) -> Matrix:
+    """Measures how much worse a site's hidden bins are predicted when another site is hidden as well.
+
+    Some bins of every site are hidden and scored; each site in turn is then hidden altogether. The target
+    keeps its own past and all other sites, so what a source adds is what nothing else tells: a map of
+    predictive influence in the sense of Granger, with the network in the place of the linear model.
+
+    Args:
+        model (`RPNTForPreTraining`): Pretrained with `site_mask_probability` above 0, so that it knows hidden
+            sites.
+        windows (`SiteWindows`): What it sees.
+        hidden (`np.ndarray` of shape `(windows, sites, bins)`, bool): Bins that are hidden and scored.
+        bins (`slice`): Bins of the windows that are averaged.
+        batch_size (`int`, *optional*, defaults to 32): Windows at a time.
+
+    Returns:
+        `np.ndarray` of shape `(sites, sites)`: Nats per hidden entry of the target (row) that the source
+        (column) saves; NaN where they were never recorded together, and on the diagonal.
+    """
+    S = windows.num_sites
+    total, count = np.zeros((S, S)), np.zeros((S, S))
+    for first, batch in zip(
+        range(0, windows.num_windows, batch_size), windows.batches(batch_size), strict=True
+    ):
+        masked = torch.from_numpy(hidden[first : first + batch_size]) & batch["bin_mask"]
+        scored = torch.zeros_like(masked)
+        scored[:, :, bins] = masked[:, :, bins]
+        entries = (scored.sum(dim=2) * batch["unit_mask"].sum(dim=2)).double().numpy()  # (B, S)
+        whole = _nats(model, batch, masked, scored)
+        for source in range(S):
+            occluded = masked.clone()
+            occluded[:, source] = batch["bin_mask"][:, source]
+            present = batch["bin_mask"][:, source].any(dim=1).numpy()[:, None]
+            total[:, source] += ((_nats(model, batch, occluded, scored) - whole) * present).sum(axis=0)
+            count[:, source] += (entries * present).sum(axis=0)
+    values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    np.fill_diagonal(values, np.nan)
+    return values
+
+
+def _nats(
+    model: RPNTForPreTraining, batch: dict[str, torch.Tensor], masked: torch.Tensor, scored: torch.Tensor
+) -> Matrix:
+    """Poisson negative log-likelihood of scored bins, summed for each window and site, (B, S)."""
+    log_rates = _run(model, batch, masked_bins=masked).log_rates.double().cpu()
+    nats = log_rates.exp() - batch["spike_counts"] * log_rates
+    kept = scored[..., None] & batch["unit_mask"][:, :, None]
+    return nats.masked_fill(~kept, 0.0).sum(dim=(2, 3)).numpy()
+
+
+@torch.inference_mode()
+def _run(model: RPNTForPreTraining, batch: dict[str, torch.Tensor], **others: Any) -> Any:
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    others = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in others.items()
+    }
+    return model.eval()(**inputs, **others)
+
+
+def write_connectivity(found: Connectivity, out: str | Path) -> list[Path]:
+    """Writes the maps of a session as `connectivity.json` and `connectivity.csv`, whole or not at all.
+
+    Args:
+        found (`Connectivity`): The maps.
+        out (`str` or `Path`): Folder; made where it is missing. Files of that name are replaced.
+
+    Returns:
+        `list[Path]`: The two files.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
+        folder = Path(temporary)
+        (folder / "connectivity.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        with (folder / "connectivity.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            fields = ("values", "excess", "p_values", "q_values")
+            writer.writerow(
+                ["session_id", "estimator", "target", "source", "value", *fields[1:], "significant"]
+            )
+            for name, one in found.maps.items():
+                for target, source in np.argwhere(~np.eye(len(found.site_ids), dtype=bool)):
+                    numbers = [getattr(one, field)[target, source] for field in fields]
+                    writer.writerow(
+                        [
+                            found.session_id, name, found.site_ids[target], found.site_ids[source],
+                            *("" if np.isnan(number) else f"{number:.6g}" for number in numbers),
+                            int(one.significant[target, source]),
+                        ]
+                    )  # fmt: skip
+        paths = [out / name for name in ("connectivity.json", "connectivity.csv")]
+        for path in paths:
+            (folder / path.name).replace(path)
+    return paths
+
+
+def _plain(values: Matrix) -> list[Any]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]
