@@ -1,0 +1,193 @@
+"""Carries a decoder to a new session of the same subject without labels and without gradients.
+
+The units that an earlier session shares with the new one take over its rows of the unit embedding; factor
+analysis of a minute of unlabelled activity says how each unit now takes part in what the population does, and
+the rows move accordingly. Degenhart et al. 2020, doi:10.1038/s41551-020-0542-9, align a linear decoder so;
+here the alignment changes what each unit adds to the token of its bin, and the network stays as it is.
+
+Not for sessions without a unit in common: unlabelled activity of a reaching task looks the same when all
+directions are turned, so that nothing could tell which turn is right.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import orthogonal_procrustes
+from sklearn.decomposition import FactorAnalysis
+
+from rpnt_hf.errors import CheckpointError, DatasetError
+from rpnt_hf.modeling_rpnt import RPNTPreTrainedModel
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
+__all__ = ["align_units", "carry_units", "find_reference"]
+
+NUM_FACTORS = 10
+STABLE_SHARE = 0.7  # of the shared units, those that fit best decide the alignment
+NUM_ROUNDS = 10
+NUM_SHUFFLES, CHANCE = 99, 0.05  # shared ids must fit better than shuffled ones
+BLEND = 0.5  # how far rows go from where they were to where the alignment puts them
+
+Array = NDArray[np.float64]
+
+
+def find_reference(processor: RPNTProcessor, session_id: str, known: Sequence[str], minimum: int = 2) -> str:
+    """Finds the session to carry units over from.
+
+    Args:
+        processor (`RPNTProcessor`): It knows the new session and those of the checkpoint.
+        session_id (`str`): The new session.
+        known (`Sequence[str]`): Sessions that the weights were trained on.
+        minimum (`int`, *optional*, defaults to 2): Units that must be shared.
+
+    Returns:
+        `str`: Of the sessions of the same subject that share the most units with the new one, the one
+        recorded last.
+
+    Raises:
+        CheckpointError: None of the same subject shares so many units.
+    """
+    facts = processor.session_facts
+    subject = facts[session_id].get("subject_id")
+    units = set(processor.sessions[session_id])
+    shared = {
+        other: len(units & set(processor.sessions[other]))
+        for other in known
+        if subject is not None and facts[other].get("subject_id") == subject
+    }
+    best = max(shared.values(), default=0)
+    if best < minimum:
+        raise CheckpointError(
+            f"Units can be carried over from a session of subject '{subject}' that shares at least {minimum} "
+            f"`unit_ids` with '{session_id}', got {best} at most, in sessions {', '.join(known) or 'none'}. "
+            "Use mode 'units' with a few labelled trials, or give units that are the same the same ids."
+        )
+    candidates = [other for other, number in shared.items() if number == best]
+    return max(candidates, key=lambda other: (facts[other].get("recording_date") or "", other))
+
+
+def carry_units(
+    model: RPNTPreTrainedModel, processor: RPNTProcessor, session_id: str, reference_id: str
+) -> None:
+    """Gives the units of a session the embeddings that the same units have in another; others get none (0).
+
+    Args:
+        model (`RPNTPreTrainedModel`): Its unit embedding has rows for both sessions; changed in place.
+        processor (`RPNTProcessor`): It knows both sessions.
+        session_id (`str`): The new session.
+        reference_id (`str`): A session that the weights were trained on.
+    """
+    new, old = _shared(processor, session_id, reference_id)
+    rows = _embeddings(model, processor, session_id)
+    rows[:] = 0
+    rows[new] = _embeddings(model, processor, reference_id)[old] * _share(processor, session_id, reference_id)
+    _write(model, processor, session_id, rows)
+
+
+def align_units(
+    model: RPNTPreTrainedModel,
+    processor: RPNTProcessor,
+    session_id: str,
+    reference_id: str,
+    counts: NDArray[np.integer],
+    reference_counts: NDArray[np.integer],
+) -> None:
+    """Gives the units of a session embeddings that agree with how they fire together.
+
+    Factors of the root of counts are found in both sessions, those of the new one turned so that the shared
+    units load on them as before (only those that still do, found in rounds), and read out to the tokens that
+    the model knows. A shared unit moves half the way from its embedding in the reference session, a unit
+    that is new goes to where the alignment puts it.
+
+    Args:
+        model (`RPNTPreTrainedModel`): Its unit embedding has rows for both sessions; changed in place.
+        processor (`RPNTProcessor`): It knows both sessions.
+        session_id (`str`): The new session.
+        reference_id (`str`): A session that the weights were trained on.
+        counts (`np.ndarray` of shape `(bins, units)`): Unlabelled spike counts of the new session; a minute.
+        reference_counts (`np.ndarray` of shape `(bins, units)`): Those of the reference session.
+
+    Raises:
+        DatasetError: There are too few bins, or the shared units do not fit better than shuffled ones, so
+            that their ids say nothing.
+    """
+    new, old = _shared(processor, session_id, reference_id)
+    for name, values in ((session_id, counts), (reference_id, reference_counts)):
+        if len(values) < 2 * values.shape[1]:
+            raise DatasetError(
+                f"To align units, session '{name}' must have at least {2 * values.shape[1]} bins, twice its "
+                f"units, got {len(values)}. Record longer."
+            )
+    num_factors = min(NUM_FACTORS, len(new) // 2)
+    loadings, weights = _factors(counts, num_factors)
+    old_loadings, old_weights = _factors(reference_counts, num_factors)
+    turn, misfit = _turn(loadings[new], old_loadings[old])
+    random = np.random.default_rng(0)
+    shuffled = [_turn(loadings[random.permutation(new)], old_loadings[old])[1] for _ in range(NUM_SHUFFLES)]
+    if (1 + sum(other <= misfit for other in shuffled)) / (1 + NUM_SHUFFLES) > CHANCE:
+        raise DatasetError(
+            f"Units with the same id must fire together in the same way in '{session_id}' and "
+            f"'{reference_id}', but they fit no better than units chosen at random (misfit {misfit:.3f}, "
+            f"shuffled {np.median(shuffled):.3f}). The ids probably do not name the same units: use mode "
+            "'units' with a few labelled trials."
+        )
+    rows = _embeddings(model, processor, reference_id)
+    roots = np.sqrt(reference_counts) - np.sqrt(reference_counts).mean(axis=0)
+    readout = np.linalg.lstsq(roots @ old_weights, roots @ rows, rcond=None)[0]
+    aligned = weights @ turn @ readout
+    aligned[new] = rows[old] + BLEND * (aligned[new] - (old_weights @ readout)[old])
+    _write(model, processor, session_id, aligned * _share(processor, session_id, reference_id))
+
+
+def _factors(counts: NDArray[np.integer], num_factors: int) -> tuple[Array, Array]:
+    """Loadings of units on factors, and the weights that estimate factors from roots of counts, (N, k) each.
+
+    The posterior mean of factor analysis: (I + L' Psi^-1 L)^-1 L' Psi^-1 (x - mean).
+    """
+    analysis = FactorAnalysis(num_factors, svd_method="lapack").fit(np.sqrt(counts))
+    loadings = analysis.components_.T
+    scaled = loadings / (analysis.noise_variance_ + 1e-3)[:, None]  # a silent unit has no noise
+    return loadings, scaled @ np.linalg.inv(np.eye(num_factors) + loadings.T @ scaled)
+
+
+def _turn(loadings: Array, old_loadings: Array) -> tuple[Array, float]:
+    """Orthogonal matrix that turns loadings to the old ones, decided by the units that fit best.
+
+    Also the mean misfit of those units, between 0 and 1.
+    """
+    size = np.linalg.norm(loadings, axis=1) + np.linalg.norm(old_loadings, axis=1) + 1e-6
+    num_stable = max(loadings.shape[1], round(STABLE_SHARE * len(loadings)))
+    stable = np.arange(len(loadings))
+    for _ in range(NUM_ROUNDS + 1):
+        turn, _ = orthogonal_procrustes(loadings[stable], old_loadings[stable])
+        misfit = np.linalg.norm(loadings @ turn - old_loadings, axis=1) / size
+        stable = np.argsort(misfit, kind="stable")[:num_stable]
+    return turn, float(misfit[stable].mean())
+
+
+def _shared(processor: RPNTProcessor, session_id: str, reference_id: str) -> tuple[list[int], list[int]]:
+    """Positions of the shared units in both sessions."""
+    old = {unit_id: index for index, unit_id in enumerate(processor.sessions[reference_id])}
+    pairs = [
+        (index, old[unit_id])
+        for index, unit_id in enumerate(processor.sessions[session_id])
+        if unit_id in old
+    ]
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+def _share(processor: RPNTProcessor, session_id: str, reference_id: str) -> float:
+    """Tokens are sums over units divided by the root of their number, which may differ."""
+    return float(np.sqrt(len(processor.sessions[session_id]) / len(processor.sessions[reference_id])))
+
+
+def _embeddings(model: RPNTPreTrainedModel, processor: RPNTProcessor, session_id: str) -> Array:
+    weight = model.get_input_embeddings().weight
+    return weight.detach()[list(processor.session_rows(session_id))].double().cpu().numpy()
+
+
+def _write(model: RPNTPreTrainedModel, processor: RPNTProcessor, session_id: str, rows: Array) -> None:
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[list(processor.session_rows(session_id))] = torch.from_numpy(rows).to(weight)
