@@ -19,15 +19,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from rpnt_hf.cards import write_card
 from rpnt_hf.checkpoints import RunFolder, TrainingProgress
 from rpnt_hf.data.loading import load_rows, select_sessions, unit_means, view_rows
+from rpnt_hf.data.streamed import StreamedWindows, StreamSampler, recorded_unit_means, stream_rows
 from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.errors import CheckpointError, RPNTError
 from rpnt_hf.evaluation.report import describe_data, describe_hardware, describe_run, shared_name
@@ -44,6 +44,16 @@ from rpnt_hf.optimization import (
     make_schedule,
     parse_options,
 )
+from rpnt_hf.processes import (
+    WholeState,
+    load_whole_weights,
+    make_accelerator,
+    make_loader,
+    shard_like_the_model,
+    total,
+    use_own_random_state,
+    whole_weights,
+)
 from rpnt_hf.progress import progress_bar
 
 logger = get_logger(__name__)
@@ -54,7 +64,7 @@ class PretrainOptions:
     """Options of a pretraining run.
 
     Args:
-        data: Folder that `rpnt build` wrote, or a dataset on the Hub.
+        data: Folder that `rpnt build` wrote, its URL, or a dataset on the Hub.
         output_dir: New folder for the model, its results and its checkpoints.
         dataset_config: Part of the corpus; empty where there is only one.
         exclude_sessions: Session to leave out, or a list, such as those that are finetuned on later.
@@ -64,6 +74,10 @@ class PretrainOptions:
             (dropout).
         num_slots: Slots per site, where the network has `unit_embedding` "slots".
         window_bins: Length of windows, in bins.
+        session_temperature: T of sampling over sessions, at least 1: one with n windows gives a share
+            proportional to n^(1/T). 1 takes every window once an epoch, larger values even sessions out.
+        streaming: Read training rows as they are needed, and do not bring them into the cache first. Windows
+            are then shuffled among some row groups at a time, and each process has groups of its own.
         masking: How counts are hidden.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
         metadata_dropout: Probability in [0, 1] that a training window loses a metadata axis.
@@ -90,6 +104,8 @@ class PretrainOptions:
     model: dict[str, Any] = field(default_factory=dict)
     num_slots: int | None = None
     window_bins: int = 100
+    session_temperature: float = 1.0
+    streaming: bool = False
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     unit_dropout: float = 0.0
     metadata_dropout: float = 0.1
@@ -200,18 +216,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("resume", "output_dir"):
         settings.pop(name)
     folder = RunFolder(options.output_dir, settings, options.resume, options.keep_checkpoints)
-    accelerator = Accelerator(
+    accelerator = make_accelerator(
+        options.output_dir,
         cpu=options.cpu,
         mixed_precision=options.mixed_precision,
-        gradient_accumulation_steps=options.accumulation_steps,
-        log_with="tensorboard" if options.tensorboard else None,
-        project_dir=options.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        accumulation_steps=options.accumulation_steps,
+        tensorboard=options.tensorboard,
     )
     set_seed(options.seed)
-    train, held_out = (
-        view_rows(load_rows(options.data, options.dataset_config, split)) for split in ("train", "validation")
-    )
+    with accelerator.local_main_process_first():  # the others find what it has cached
+        held_out = view_rows(load_rows(options.data, options.dataset_config, "validation"))
+        if options.streaming:
+            train = stream_rows(options.data, options.dataset_config)
+        else:
+            train = view_rows(load_rows(options.data, options.dataset_config, "train"))
     excluded, size = as_list(options.exclude_sessions), options.window_bins
     rows = select_sessions([*train, *held_out], exclude=excluded)
     train, held_out = (
@@ -219,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     check_sessions(train, held_out, "Name them in `exclude_sessions`")
     facts = describe_data(options.data, options.dataset_config, {"train": train, "validation": held_out})
-    mean_counts = unit_means(train)
+    mean_counts = recorded_unit_means(options.data, train) if options.streaming else unit_means(train)
     if options.init == "scratch":
         model, processor = from_scratch(
             RPNTForPreTraining,
@@ -235,7 +253,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             RPNTForPreTraining, options.init, options.model, rows, window_bins=size
         )
 
-    sampler = WindowSampler(train, size, options.batch_size, seed=options.seed, pairs=True)
+    batch_size = options.batch_size * accelerator.num_processes
+    order: dict[str, Any] = {"seed": options.seed, "session_temperature": options.session_temperature}
+    sampler: WindowSampler
+    windows: WindowDataset
+    if options.streaming:
+        sampler = StreamSampler(train, size, batch_size, num_streams=accelerator.num_processes, **order)
+        windows = StreamedWindows(train, sampler)
+    else:
+        sampler = WindowSampler(train, size, batch_size, pairs=True, **order)
+        windows = WindowDataset(train)
     collator = WindowCollator(
         train,
         processor,
@@ -243,10 +270,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         unit_dropout=options.unit_dropout,
         metadata_dropout=options.metadata_dropout,
     )
-    # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.
-    loader = DataLoader(
-        WindowDataset(train), batch_sampler=sampler, collate_fn=collator, generator=torch.Generator()
-    )
+    loader = make_loader(accelerator, windows, sampler, collator)
     fixed = WindowSampler(
         held_out, size, options.batch_size, seed=options.seed, pairs=True, training=False
     ).batches(0)
@@ -258,24 +282,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ),
     )
     num_steps = sum(
-        math.ceil(len(sampler.batches(epoch)) / accelerator.num_processes / options.accumulation_steps)
-        for epoch in range(options.epochs)
+        math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     )
     optimizer = make_optimizer(model, options.optimizer)
     schedule = make_schedule(optimizer, options.optimizer, num_steps)
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
     trained = accelerator.unwrap_model(model)
     judged: Any = averaged.module  # never wrapped: scores are those of the float32 weights that are saved
+    shard_like_the_model(accelerator, judged)
     progress = TrainingProgress()
-    accelerator.register_for_checkpointing(schedule, averaged, progress)
+    accelerator.register_for_checkpointing(schedule, WholeState(averaged), progress)
+    use_own_random_state(accelerator, options.seed)
     if accelerator.is_main_process:
         folder.open()
     accelerator.wait_for_everyone()
     if options.resume:
         logger.info("resumed from %s", folder.load_last_checkpoint(accelerator))
     if options.tensorboard:
-        accelerator.init_trackers("tensorboard")
+        # What a killed run wrote after its last checkpoint is written again.
+        accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}}
+        )
 
     bar = progress_bar(
         total=num_steps, initial=progress.step, disable=not accelerator.is_main_process, unit="step"
@@ -283,12 +311,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     began, bins, clock = time.perf_counter(), 0, time.perf_counter()
     while progress.epoch < options.epochs:
         sampler.set_epoch(progress.epoch)
-        sampler.start_at(progress.batch * accelerator.num_processes)
+        sampler.start_at(progress.batch)
         loader.set_epoch(progress.epoch)
         for batch in loader:
             model.train()
             with accelerator.accumulate(model):
-                loss = model(**batch).loss
+                with accelerator.autocast():
+                    loss = model(**batch).loss
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), options.optimizer.max_grad_norm)
@@ -311,16 +340,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     "step": progress.step,
                     "loss": float(np.mean(progress.losses)),
                     "learning_rate": schedule.get_last_lr()[0],
-                    "bins_per_second": bins * accelerator.num_processes / (time.perf_counter() - began),
+                    "bins_per_second": total(accelerator, bins) / (time.perf_counter() - began),
                 }
                 metrics = validate(accelerator, judged, *judge)
                 entry |= {f"validation_{name}": value for name, value in metrics.items()}
                 if metrics["bits_per_spike"] > progress.best_rank:  # never where it is not a number
                     progress.best_rank = metrics["bits_per_spike"]
                     progress.best = {**metrics, "step": progress.step}
-                    progress.best_weights = {
-                        name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
-                    }
+                    progress.best_weights = whole_weights(judged)
                 progress.history.append(entry)
                 accelerator.log(entry, step=progress.step)
                 logger.info(
@@ -343,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"At least one validation must be finite, got none in {progress.step} steps: the run diverged. "
             "Lower `optimizer.learning_rate`."
         )
-    judged.load_state_dict(progress.best_weights)
+    load_whole_weights(judged, progress.best_weights)
     likelihoods = window_likelihoods(accelerator, judged, *judge)[:, :3].numpy()
     window_sessions = [held_out[window.row]["session_id"] for batch in fixed for window in batch]
     num_parameters = sum(parameter.numel() for parameter in judged.parameters())
@@ -374,8 +401,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "run": describe_run(["training/pretrain.py", *(sys.argv[1:] if argv is None else argv)]),
     }
     if accelerator.is_main_process:
-        judged.save_pretrained(folder.path)
-        processor.save_pretrained(folder.path)
+        whole = RPNTForPreTraining(judged.config)
+        whole.load_state_dict(progress.best_weights)
+        with folder.files_together() as files:
+            whole.save_pretrained(files)
+            processor.save_pretrained(files)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)
         write_card(folder.path)

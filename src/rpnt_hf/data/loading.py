@@ -47,8 +47,10 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     Raises:
         DatasetError: Nothing of that name can be loaded, or it is not a built dataset.
     """
-    if not is_url(data) and not Path(data).is_dir() and (
-        Path(data).is_absolute() or str(data).count("/") != 1 or str(data)[0] == "."
+    if (
+        not is_url(data)
+        and not Path(data).is_dir()
+        and (Path(data).is_absolute() or str(data).count("/") != 1 or str(data)[0] == ".")
     ):
         raise DatasetError(
             "`data` must be a folder that `rpnt build` wrote, or a dataset on the Hub (owner/name), got "
@@ -56,7 +58,8 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
         )
     try:
         if is_url(data):
-            dataset = _load_from_url(str(data), config_name, split)
+            files = [str(file) for file in RemoteDataset.open(data).download(config_name, split)]
+            dataset = datasets.load_dataset("parquet", data_files={split: files}, split=split)
         else:
             dataset = datasets.load_dataset(str(data), config_name, split=split)
     except DatasetError:
@@ -73,14 +76,6 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "are missing. Build it with `rpnt build`."
         )
     return dataset
-
-
-def _load_from_url(url: str, config_name: str | None, split: str) -> datasets.Dataset:
-    """Brings the files of one split into the cache; a folder that changed is brought again."""
-    remote = RemoteDataset.open(url)
-    files = [file for file, _ in remote.files(config_name, split)]
-    name = f"{remote.config_name(config_name)}-{remote.fingerprint()}"
-    return datasets.load_dataset("parquet", name, data_files={split: files}, split=split)
 
 
 def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
@@ -247,7 +242,8 @@ def label_statistics(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
             f"{sessions or 'no rows'}. Build the dataset with behaviour."
         )
     mean, std = behavior.mean(axis=0), behavior.std(axis=0)
-    if not (std > 0).all():
+    # Numbers of 32 bits that are all the same differ by rounding once they are averaged.
+    if not (std > 1e-6 * np.abs(behavior).max(axis=0)).all():
         raise DatasetError(
             f"Every target must vary over the training bins, got standard deviations {std.tolist()} for "
             f"{rows[0]['behavior_names']}."

@@ -4,8 +4,10 @@ Every file system that fsspec knows will do: http, s3, hf, memory, file. Not for
 onto this machine, `streamed.py` reads them as they are needed.
 """
 
+import hashlib
 import io
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import datasets
 import fsspec
 from fsspec.exceptions import FSTimeoutError
 
 from rpnt_hf.data.card import BUILD_FILE
+from rpnt_hf.disk import explain_disk_errors
 from rpnt_hf.errors import DatasetError, closest_names
 
-__all__ = ["RangeFile", "RemoteDataset", "is_url"]
+__all__ = ["RangeFile", "RemoteDataset", "is_url", "small_file"]
 
 TRIES = 6
 LONGEST_PAUSE = 15.0  # s
+FETCH_BYTES = 16 * 2**20  # of one request
 
 
 def is_url(data: str | Path) -> bool:
@@ -111,6 +116,80 @@ class RemoteDataset:
                 f"them.{closest_names(str(config_name), names)}"
             )
         return str(config_name)
+
+    def download(self, config_name: str | None, split: str) -> list[Path]:
+        """Brings the files of one split into the cache of `datasets`, named by their digests.
+
+        Args:
+            config_name (`str`, *optional*): Part of the corpus; None where there is only one.
+            split (`str`): "train", "validation" or "test".
+
+        Returns:
+            `list[Path]`: The files, verified; what is there already is not fetched again.
+
+        Raises:
+            DatasetError: A file cannot be fetched or kept, or is not the one that was built.
+        """
+        wanted = {url for url, _ in self.files(config_name, split)}
+        paths = []
+        for shard in self.build["shards"]:
+            url = f"{self.url}/{shard['name']}"
+            if url in wanted:
+                paths.append(self._kept(url, int(shard["bytes"]), shard["sha256"]))
+        return paths
+
+    def _kept(self, url: str, size: int, sha256: str) -> Path:
+        path = cache_folder() / f"{sha256}.parquet"
+        if path.is_file() and path.stat().st_size == size:
+            return path
+        with (
+            explain_disk_errors(path, DatasetError, "HF_DATASETS_CACHE names the folder of the cache."),
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        ):
+            unfinished = Path(folder) / path.name
+            source = RangeFile(url, size)
+            with unfinished.open("wb") as file:
+                while chunk := source.read(FETCH_BYTES):
+                    file.write(chunk)
+            with unfinished.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != sha256:
+                raise DatasetError(
+                    f"A file of a dataset must be the one that was built, but the bytes of '{url}' differ "
+                    f"from those that `{BUILD_FILE}` states. Copy the dataset there again."
+                )
+            unfinished.replace(path)
+        return path
+
+
+def cache_folder() -> Path:
+    """Gives the folder for what comes from URLs, inside the cache of `datasets`."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "rpnt_hf"
+    with explain_disk_errors(folder, DatasetError, "HF_DATASETS_CACHE names the folder of the cache."):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def small_file(data: str, name: str) -> Path | None:
+    """Brings a small file of a dataset at a URL, such as its card, to this machine.
+
+    Args:
+        data (`str`): URL of the folder.
+        name (`str`): Name of the file.
+
+    Returns:
+        `Path` or `None`: The file as it is now; None where there is none.
+    """
+    url = f"{data.rstrip('/')}/{name}"
+    file_system, path = fsspec.core.url_to_fs(url)
+    try:
+        content = _patiently(file_system, path, url)
+    except DatasetError:
+        return None
+    folder = cache_folder() / hashlib.sha256(content).hexdigest()
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return folder / name
 
 
 class RangeFile(io.RawIOBase):

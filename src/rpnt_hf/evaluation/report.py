@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rpnt_hf.data.card import BUILD_FILE
+from rpnt_hf.data.remote import is_url, small_file
 from rpnt_hf.data.rows import scored_bins
 from rpnt_hf.errors import InputError
 
@@ -159,7 +160,7 @@ def describe_data(
     ] or head.get("configs", [])
     part = parts[0] if len(parts) == 1 else {}
     described = re.search(r"content ([0-9a-f]+)", part.get("description") or "")
-    on_hub = not Path(data).is_dir()
+    on_hub = not Path(data).is_dir() and not is_url(data)
     sessions: dict[str, dict[str, Any]] = {}
     for split, rows in splits.items():
         for row in rows:
@@ -180,8 +181,14 @@ def describe_data(
             session["trials"][split] += len(row["trials"] or [])
             session["bins"][split] += row["num_bins"] - row["num_context_bins"]
             session["scored_bins"][split] += int(scored_bins(row).sum())
+    streamed = [split for split, rows in splits.items() if any("place" in row for row in rows)]
+    for built in build.get("sessions", []) if streamed else []:
+        if session := sessions.get(built["session_id"]):
+            for split in streamed:  # rows that are streamed do not say it
+                session["trials"][split] += built["trials"][split]
+                session["scored_bins"][split] += built["scored_bins"][split]
     facts = list(sessions.values())
-    first = next(row for rows in splits.values() for row in rows)
+    first = min((row for rows in splits.values() for row in rows), key=lambda row: "place" in row)
     return {
         "name": shared_name(data),
         "on_hub": on_hub,
@@ -209,6 +216,8 @@ def describe_data(
 def _dataset_file(data: str, name: str) -> Path | None:
     """Finds a small file of a dataset; None where it has none, or none is at hand offline."""
     path = Path(data) / name
+    if is_url(data):
+        return small_file(data, name)
     if not Path(data).is_dir():
         try:
             path = Path(huggingface_hub.hf_hub_download(data, name, repo_type="dataset"))
