@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForTimeSeriesPrediction
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining, RPNTProcessor
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
-from rpnt_hf.checkpoints import RunFolder, TrainingProgress
+from rpnt_hf.checkpoints import MANIFEST, RunFolder, TrainingProgress, write_manifest
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.nwb_writer import write_nwb
 from rpnt_hf.errors import CheckpointError, HubError
@@ -291,20 +291,26 @@ def test_a_run_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_pa
     progress.step = 0
     saved = folder.load_last_checkpoint(accelerator)
     assert progress.step == 3
-    names = {path.name for path in saved.iterdir()} - {"model.safetensors"}
+    names = {path.name for path in saved.iterdir()} - {"model.safetensors", MANIFEST}
     assert {"custom_checkpoint_0.pkl", "optimizer.bin", "random_states_0.pkl"} <= names
     for name in names:
         good = (saved / name).read_bytes()
         torch.save(Payload(proof), saved / name)
+        with pytest.raises(CheckpointError, match=rf"each is damaged: .*`{name}`"):
+            folder.load_last_checkpoint(accelerator)
+        write_manifest(saved, 1)  # as one who means harm would
         with pytest.raises(CheckpointError, match=rf"`{name}`.*holds code, which is not run"):
             folder.load_last_checkpoint(accelerator)
         (saved / name).write_bytes(pickle.dumps(Payload(proof)))
+        write_manifest(saved, 1)
         with pytest.raises(CheckpointError, match=rf"`{name}`"):
             folder.load_last_checkpoint(accelerator)
         (saved / name).write_bytes(good[: len(good) // 2])
+        write_manifest(saved, 1)
         with pytest.raises(CheckpointError, match=rf"`{name}`.*is broken"):
             folder.load_last_checkpoint(accelerator)
         (saved / name).write_bytes(good)
+        write_manifest(saved, 1)
     assert not proof.exists()
     torch.save(Payload(proof), saved / "shown.pkl")
     torch.load(saved / "shown.pkl", weights_only=False)  # the payload would have worked

@@ -2,18 +2,15 @@ import copy
 import dataclasses
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from safetensors.torch import load_file
 from small_corpus import build_small_corpus, make_recording
+from training_runs import history, run, weights
 
 from rpnt_hf.checkpoints import RunFolder
 from rpnt_hf.configuration_rpnt import RPNTConfig
@@ -27,15 +24,7 @@ from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_schedule
 from rpnt_hf.processing_rpnt import RPNTProcessor
-from rpnt_hf.scripts import find_script, load_script
-
-SMALL = [
-    "--model.hidden_size=32", "--model.intermediate_size=32", "--model.num_attention_heads=1",
-    "--model.num_hidden_layers=1", "--model.attention_window=8", "--model.stem_kernel=3", "--cpu=true",
-    "--window_bins=16", "--batch_size=8", "--metadata_dropout=0.2", "--unit_dropout=0.1",
-    "--optimizer.averaging_decay=0.9",
-]  # fmt: skip
-TIMES = ("bins_per_second",)
+from rpnt_hf.scripts import load_script
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +38,6 @@ def fresh_accelerate():
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     return build_small_corpus(tmp_path_factory.mktemp("corpus") / "built")
-
-
-def run(script, corpus, output_dir, *arguments):
-    main = load_script(f"training/{script}.py").main
-    return main([f"--data={corpus}", f"--output_dir={output_dir}", *SMALL, *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +54,6 @@ def decoder(corpus, pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("decoder") / "run"
     run("finetune", corpus, folder, "--sessions=[a]", f"--init={pretrained}", "--epochs=3")
     return folder
-
-
-def history(folder):
-    entries = json.loads((folder / "history.json").read_text())
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
 
 
 def assert_same_weights(first, second):
@@ -127,7 +102,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
     assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     assert not unfinished.exists()
-    assert len(list((tmp_path / "parts" / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "parts" / "checkpoints").glob("step_*"))) == 2
 
 
 def test_pretraining_dies_inside_an_epoch_in_the_test_above(corpus):
@@ -613,60 +588,6 @@ def test_a_recording_without_behaviour_is_decoded_and_not_scored(whole_row_decod
     assert not table["scored"].any()
     assert np.isfinite(table["cursor_vel_x_predicted"]).all()
     assert "has no cursor_vel_x" in caplog.text
-
-
-def run_in_two_processes(script, corpus, output_dir, *arguments):
-    """`accelerate launch --cpu --num_processes 2` would silently run one process; this runs two."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    path = str(find_script(f"training/{script}.py"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", path]
-    options = [f"--data={corpus}", f"--output_dir={output_dir}", *SMALL, *arguments]
-    finished = subprocess.run(
-        [*launch, *options], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    states = {path.name for path in (output_dir / "checkpoints").rglob("random_states_*")}
-    assert states == {"random_states_0.pkl", "random_states_1.pkl"}
-    return json.loads((output_dir / "results.json").read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "scored"),
-    [
-        ("pretrain", [("validation", "hidden_entries")]),
-        ("finetune", [("validation", "scored_bins"), ("test", "scored_bins")]),
-    ],
-)
-def test_two_processes_share_a_run(corpus, tmp_path, script, scored):
-    together = run_in_two_processes(script, corpus, tmp_path / "two", "--epochs=2")
-    alone = run(script, corpus, tmp_path / "one", "--epochs=2")
-    assert (together["num_processes"], alone["num_processes"]) == (2, 1)
-    for split, name in scored:
-        assert together[split][name] == alone[split][name] > 0
-    assert all(math.isfinite(entry["loss"]) for entry in history(tmp_path / "two"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "arguments", "batch_sizes", "num_steps"),
-    [
-        # The first four global batches of the epoch are full.
-        ("pretrain", ["--epochs=1", "--validate_every=1"], (4, 8), 4),
-        # Each row is one window and each epoch one step: 5 + 4 windows, or 9.
-        ("finetune", ["--epochs=3", "--window_bins=200"], (5, 9), 3),
-    ],
-)
-def test_two_processes_equal_one_with_the_same_global_batches(
-    corpus, tmp_path, script, arguments, batch_sizes, num_steps
-):
-    arguments = [*arguments, "--model.dropout=0"]
-    run_in_two_processes(script, corpus, tmp_path / "two", *arguments, f"--batch_size={batch_sizes[0]}")
-    run(script, corpus, tmp_path / "one", *arguments, f"--batch_size={batch_sizes[1]}")
-    together, alone = (history(tmp_path / name)[:num_steps] for name in ("two", "one"))
-    assert [entry["step"] for entry in alone] == list(range(1, num_steps + 1))
-    for first, second in zip(together, alone, strict=True):
-        assert first == pytest.approx(second, rel=1e-4, abs=1e-5)
 
 
 def test_variances_are_calibrated_on_validation_and_saved(corpus, tmp_path):

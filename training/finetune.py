@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rpnt_hf.adapters import AdapterBase, AdapterConfig, add_adapters, save_adapter
@@ -58,6 +57,13 @@ from rpnt_hf.optimization import (
     parse_options,
     train_only,
     train_only_rows,
+)
+from rpnt_hf.processes import (
+    make_accelerator,
+    make_loader,
+    total,
+    use_own_random_state,
+    whole_weights,
 )
 from rpnt_hf.processing_rpnt import RPNTProcessor
 from rpnt_hf.progress import progress_bar
@@ -409,16 +415,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if key not in ("resume", "output_dir")
     }
     folder = RunFolder(options.output_dir, settings, options.resume, options.keep_checkpoints)
-    accelerator = Accelerator(
+    accelerator = make_accelerator(
+        options.output_dir,
         cpu=options.cpu,
         mixed_precision=options.mixed_precision,
-        gradient_accumulation_steps=options.accumulation_steps,
-        log_with="tensorboard" if options.tensorboard else None,
-        project_dir=options.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        accumulation_steps=options.accumulation_steps,
+        tensorboard=options.tensorboard,
     )
+    if accelerator.is_fsdp2:
+        raise ConfigurationError(
+            "Finetuning must be launched as one process or with DDP, got FSDP2, which is for pretraining: "
+            "what is frozen and which rows of embeddings learn would be lost. Choose another `--config_file`."
+        )
     set_seed(options.seed)
-    splits, num_trials = load_splits(options)
+    with accelerator.local_main_process_first():  # the others find what it has cached
+        splits, num_trials = load_splits(options)
     model, processor, new_sessions = make_model(options, splits)
     sessions = sorted({row["session_id"] for row in splits["train"]})
     freeze(model, processor, options.mode, sessions, new_sessions)
@@ -431,8 +442,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     logger.info("%d training trials of sessions %s", num_trials, ", ".join(sessions))
 
     lag = model.config.label_lag
+    batch_size = options.batch_size * accelerator.num_processes
     sampler = WindowSampler(
-        splits["train"], options.window_bins, options.batch_size, seed=options.seed,
+        splits["train"], options.window_bins, batch_size, seed=options.seed,
         context_bins=options.context_bins, label_lag=lag,
     )  # fmt: skip
     collator = WindowCollator(
@@ -443,32 +455,29 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         time_warp=options.time_warp,
         metadata_dropout=options.metadata_dropout,
     )
-    # A generator of its own, so that making an iterator draws nothing from the stream that dropout uses.
-    loader = DataLoader(
-        WindowDataset(splits["train"], lag),
-        batch_sampler=sampler,
-        collate_fn=collator,
-        generator=torch.Generator(),
-    )
+    loader = make_loader(accelerator, WindowDataset(splits["train"], lag), sampler, collator)
     steps_per_epoch = [
-        math.ceil(len(sampler.batches(epoch)) / accelerator.num_processes / options.accumulation_steps)
-        for epoch in range(options.epochs)
+        math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     ]
     optimizer = make_optimizer(model, options.optimizer)
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
     trained = accelerator.unwrap_model(model)
     judged: Any = averaged.module  # never wrapped: scores are those of the float32 weights that are saved
     progress = TrainingProgress()
     accelerator.register_for_checkpointing(schedule, averaged, progress)
+    use_own_random_state(accelerator, options.seed)
     if accelerator.is_main_process:
         folder.open()
     accelerator.wait_for_everyone()
     if options.resume:
         logger.info("resumed from %s", folder.load_last_checkpoint(accelerator))
     if options.tensorboard:
-        accelerator.init_trackers("tensorboard")
+        # What a killed run wrote after its last checkpoint is written again.
+        accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": progress.step + 1}}
+        )
 
     bar = progress_bar(
         total=sum(steps_per_epoch),
@@ -502,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "step": progress.step,
             "loss": float(torch.stack(losses).mean()),
             "learning_rate": schedule.get_last_lr()[0],
-            "bins_per_second": bins * accelerator.num_processes / (time.perf_counter() - began),
+            "bins_per_second": total(accelerator, bins) / (time.perf_counter() - began),
         }
         is_last = progress.epoch == options.epochs
         if progress.epoch % options.validate_every == 0 or is_last:
@@ -514,9 +523,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if is_first or rank > progress.best_rank:
                 progress.best_rank = rank
                 progress.best = {**metrics, "epoch": progress.epoch, "step": progress.step}
-                progress.best_weights = {
-                    name: value.detach().cpu().clone() for name, value in judged.state_dict().items()
-                }
+                progress.best_weights = whole_weights(judged)
             logger.info(
                 "epoch %d  loss %.4f  R2 %.4f  learning rate %.2e  %.0f bins/s",
                 progress.epoch, entry["loss"], rank, entry["learning_rate"], entry["bins_per_second"],
@@ -570,11 +577,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "run": describe_run(["training/finetune.py", *(sys.argv[1:] if argv is None else argv)]),
     }
     if accelerator.is_main_process:
-        if base is None:
-            judged.save_pretrained(folder.path)
-        else:
-            save_adapter(judged, base, folder.path)
-        processor.save_pretrained(folder.path)
+        with folder.files_together() as files:
+            if base is None:
+                judged.save_pretrained(files)
+            else:
+                save_adapter(judged, base, files)
+            processor.save_pretrained(files)
         folder.write_json("history.json", progress.history)
         folder.write_json("results.json", results)
         write_card(folder.path)

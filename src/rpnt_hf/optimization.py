@@ -178,7 +178,7 @@ def average_weights(model: nn.Module, config: OptimizerConfig) -> AveragedModel:
     """
     decay = config.averaging_decay
     check_range("averaging_decay", decay, 0 <= decay < 1, "in [0, 1)")
-    return AveragedModel(model, avg_fn=_WarmAverage(decay))
+    return AveragedModel(model, multi_avg_fn=_WarmAverage(decay))
 
 
 class _WarmAverage:
@@ -188,11 +188,15 @@ class _WarmAverage:
         self.decay = decay
 
     def __call__(
-        self, average: torch.Tensor, current: torch.Tensor, num_averaged: torch.Tensor | int
-    ) -> torch.Tensor:
-        steps = torch.as_tensor(num_averaged, dtype=torch.float64)
-        decay = torch.minimum((1 + steps) / (10 + steps), torch.full_like(steps, self.decay))
-        return torch.lerp(current, average, decay.to(current))
+        self,
+        averages: Sequence[torch.Tensor],
+        currents: Sequence[torch.Tensor],
+        num_averaged: torch.Tensor | int,
+    ) -> None:
+        steps = int(num_averaged)
+        decay = min((1 + steps) / (10 + steps), self.decay)
+        for average, current in zip(averages, currents, strict=True):
+            average.copy_(torch.lerp(current, average, decay))
 
 
 def train_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
