@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from accelerate.utils import DistributedType
 from small_corpus import build_small_corpus
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from training_runs import history, launch, run, weights
+from training_runs import SMALL, history, launch, launch_environment, run, weights
 from victims import IN_A_STEP, Victim
 
 from rpnt_hf.data.loading import load_rows, view_rows
@@ -274,3 +276,44 @@ def test_accelerate_takes_the_configurations(path):
 
 def test_there_is_a_configuration_for_each_way_to_launch():
     assert [path.stem for path in CONFIGS] == ["ddp", "fsdp2", "multi_node_ddp", "one_gpu"]
+
+
+# Slurm ------------------------------------------------------------------------------------------------------
+
+SRUN = """#!/bin/bash
+# Stands for Slurm: starts a command on two "nodes", which are this machine.
+shift  # its option
+for node in 0 1; do SLURM_NODEID=$node "$@" & started+=($!); done
+for process in "${started[@]}"; do wait "$process" || failed=1; done
+exit "${failed:-0}"
+"""
+
+
+def test_the_page_on_launching_shows_the_slurm_file_whole(repository):
+    page, file = (
+        (repository / name).read_text()
+        for name in ("docs/distributed.md", "training/accelerate/pretrain.sbatch")
+    )
+    assert file in page
+    for path in CONFIGS:
+        assert path.name in page
+
+
+@pytest.mark.slow
+def test_the_slurm_file_launches_two_nodes_and_resumes(corpus, tmp_path, repository):
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho 127.0.0.1\necho 127.0.0.1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **launch_environment(), "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DATA": str(corpus), "OUTPUT": str(tmp_path / "run"), "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1",
+        "SLURM_JOB_NODELIST": "this", "SLURM_JOB_ID": str(os.getpid()),
+    }  # fmt: skip
+    command = ["bash", "training/accelerate/pretrain.sbatch", *SMALL, "--epochs=2"]
+    for _ in range(2):  # the second goes on with what the first has finished
+        finished = subprocess.run(
+            command, env=environment, cwd=repository, capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert json.loads((tmp_path / "run" / "results.json").read_text())["num_processes"] == 2
+    assert "resumed from" in finished.stderr
