@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
