@@ -13,6 +13,7 @@ from nwb_files import reach_file, series, write_nwb
 from pynwb.behavior import SpatialSeries
 
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
+from rpnt_hf.data.download import download_dandiset
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.errors import ConfigurationError, DatasetError, RecordingError
 from rpnt_hf.scripts import find_script, list_builders, load_builder, load_script
@@ -190,9 +191,9 @@ def test_a_folder_without_nwb_files_is_refused(tmp_path):
 
 def test_download_names_the_extra_that_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dandi", None)
-    monkeypatch.setitem(sys.modules, "dandi.download", None)
+    monkeypatch.setitem(sys.modules, "dandi.dandiapi", None)
     with pytest.raises(ImportError, match=r"pip install rpnt_hf\[dandi\]"):
-        run("perich_miller", "--download", tmp_path / "nwb", "--bin-size", 0.1, "--out", tmp_path / "out")
+        download_dandiset(load_builder("perich_miller").DANDISET, tmp_path / "nwb")
     assert list(tmp_path.iterdir()) == []
 
 
