@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rpnt_hf.data.nwb import BehaviorSeries, Recording
 
 MAX_SERIES = 4  # in a picture of a recording
-TIMELINE_BINS = 300
+TIMELINE_BINS = 150
 SPLIT_STYLES = {"train": COLORS[0], "validation": COLORS[4], "test": COLORS[1]}
 
 
@@ -205,7 +205,7 @@ def plot_recording(recording: "Recording", start: float | None = None, stop: flo
                 0.5, 0.5, "no behaviour that can be used", transform=below.transAxes, ha="center", color=GREY
             )
             below.set_yticks([])
-        below.set_xlabel("time (s)")
+        below.set_xlabel("time (s)" + ("; grey: trials" if len(recording.trials) else ""))
         _shade_trials([raster, *figure.axes[1:]], recording, start, stop)
         _draw_rates(figure.add_subplot(grid[: rows + 1, 1]), recording)
         timeline = figure.add_subplot(grid[-1, :])
@@ -258,6 +258,7 @@ def _draw_rates(axes: Axes, recording: "Recording") -> None:
         color = site_color(index) if len(present) > 1 else BLACK
         axes.plot(np.arange(place, place + len(values)), values, ".", color=color, markersize=4)
         place += len(values)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_ylim(bottom=-0.02)
     axes.set_xlabel("unit, by site and rate" if len(present) > 1 else "unit, by rate")
@@ -272,16 +273,27 @@ def _draw_timeline(
     """Draws spikes per second over the session, what was not observed, and where the raster is."""
     edges = np.linspace(first, last, TIMELINE_BINS + 1)
     spikes = np.concatenate([*recording.spike_times, np.empty(0)])
-    counts = np.histogram(spikes, edges)[0] / np.diff(edges)
-    axes.stairs(counts, edges, color=COLORS[0], linewidth=1.0)
-    for begin, end in zip(recording.obs_intervals[:-1, 1], recording.obs_intervals[1:, 0], strict=True):
-        axes.axvspan(begin, end, color=GREY, alpha=0.4, linewidth=0)
+    covered = np.interp(edges, *_observed_until(recording.obs_intervals))
+    seconds = np.diff(covered)
+    seen = seconds > 0.1 * np.diff(edges)
+    rates = np.histogram(spikes, edges)[0] / np.where(seen, seconds, np.nan)
+    axes.stairs(rates, edges, color=COLORS[0], linewidth=1.0, baseline=None)
+    gaps = zip(recording.obs_intervals[:-1, 1], recording.obs_intervals[1:, 0], strict=True)
+    for begin, end in gaps:
+        if end - begin > 2 * (edges[1] - edges[0]):  # shorter ones would be a grey haze
+            axes.axvspan(begin, end, color=GREY, alpha=0.4, linewidth=0)
     axes.axvspan(*window, color=COLORS[1], alpha=0.35, linewidth=0)
     axes.set_xlim(first, last)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("time in the session (s); orange: shown above, grey: not observed")
     axes.set_ylabel("spikes/s,\nall units", fontsize=7.5)
     axes.yaxis.set_major_locator(MaxNLocator(3))
+
+
+def _observed_until(intervals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Gives the edges of observed intervals, and the seconds observed until each."""
+    lengths = np.cumsum(intervals[:, 1] - intervals[:, 0])
+    return intervals.ravel(), np.stack([np.concatenate([[0.0], lengths[:-1]]), lengths], axis=1).ravel()
 
 
 def plot_dataset(sessions: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
@@ -313,7 +325,8 @@ def plot_dataset(sessions: Sequence[Mapping[str, Any]], title: str = "") -> Figu
         left.set_yticks(places, names, fontsize=8.0 if len(names) <= 30 else 5.5)
         left.set_ylim(len(names) - 0.4, -0.6)
         left.set_xlabel("minutes of rows, context included")
-        left.set_title(title or "Sessions")
+        left.set_title("Size")
+        figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         for place, session in zip(places, sessions, strict=True):
