@@ -24,6 +24,7 @@ COMMANDS = {
         "completion": "print what makes a shell complete these commands",
     },
     "Data": {
+        "inspect": "say what is in a recording, dataset or checkpoint, and what is wrong",
         "download": "bring recordings of a public corpus from the DANDI archive",
         "build": "turn recordings into a dataset for training",
     },
