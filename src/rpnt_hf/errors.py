@@ -43,6 +43,10 @@ class HubError(RPNTError):
     """The Hub cannot be reached, or refuses: a name, a revision, a right or a token is missing."""
 
 
+class DiskError(RPNTError):
+    """A file that a command writes cannot be written: full disk, read-only folder, no permission."""
+
+
 class DownloadError(RPNTError):
     """An archive cannot be reached, refuses, or sends other bytes than it states."""
 

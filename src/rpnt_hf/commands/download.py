@@ -1,9 +1,9 @@
-# ruff: noqa: T201
 """`rpnt download NAME`: the recordings of a corpus from the DANDI archive."""
 
 import argparse
-import json
 from pathlib import Path
+
+from rpnt_hf.commands.output import print_json, print_text
 
 DESCRIPTION = """\
 Download the recordings of a corpus from the DANDI archive (needs the extra `dandi`).
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
     )
     for asset in found.assets:
-        print(f"{asset.bytes:>14,}  {asset.path}")
+        print_text(arguments, f"{asset.bytes:>14,}  {asset.path}")
     report = {"dandiset": found.dandiset, "version": found.version, "files": len(found.assets)}
     report |= {"bytes": sum(asset.bytes for asset in found.assets), "fetched": len(found.fetched)}
-    print(json.dumps(report))
+    print_json(report)

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpnt_hf.disk import explain_disk_errors
+from rpnt_hf.errors import DiskError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -65,12 +68,16 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
     Args:
         table (`pd.DataFrame`): What to write.
         path (`Path`): File to write; its folder is made where it is missing.
+
+    Raises:
+        DiskError: It cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        unfinished = Path(folder) / path.name
-        if path.suffix == ".csv":
-            table.to_csv(unfinished, index=False)
-        else:
-            table.to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+    with explain_disk_errors(path, DiskError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            unfinished = Path(folder) / path.name
+            if path.suffix == ".csv":
+                table.to_csv(unfinished, index=False)
+            else:
+                table.to_parquet(unfinished, index=False)
+            unfinished.replace(path)
