@@ -64,11 +64,17 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             dataset = datasets.load_dataset(str(data), config_name, split=split)
     except DatasetError:
         raise
-    except (FileNotFoundError, ConnectionError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, OSError) as error:
+        if isinstance(error, FileNotFoundError | ConnectionError):
+            raise _not_loadable(data, config_name, split, error) from error
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise DatasetError(
-            f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
-            f"cannot be loaded: {error}. Build it with `rpnt build`, or name another `dataset_config`."
+            f"Split '{split}' of '{data}' must fit into the cache of `datasets` at "
+            f"'{datasets.config.HF_DATASETS_CACHE}', but it could not be written or read. Make room, or "
+            f"name another folder by HF_DATASETS_CACHE. ({reason})"
         ) from error
+    except ValueError as error:
+        raise _not_loadable(data, config_name, split, error) from error
     missing = [name for name in COLUMNS if name not in dataset.column_names]
     if missing:
         raise DatasetError(
@@ -76,6 +82,13 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "are missing. Build it with `rpnt build`."
         )
     return dataset
+
+
+def _not_loadable(data: str | Path, config_name: str | None, split: str, error: Exception) -> DatasetError:
+    return DatasetError(
+        f"A dataset with configuration {config_name} and split '{split}' must be in '{data}', but it "
+        f"cannot be loaded: {error}. Build it with `rpnt build`, or name another `dataset_config`."
+    )
 
 
 def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
@@ -206,7 +219,7 @@ def _cut_row(row: Row, first_trial: int, last_trial: int) -> dict[str, Any]:
     stop = row["num_bins"] if is_last else trials[last_trial + 1]["start_bin"]
     cut = dict(row)
     for column, size in BINARY_COLUMNS.items():
-        width = {"counts": len(row["unit_ids"]), "behavior": len(row["behavior_names"] or ())}.get(column, 1)
+        width = len(row[column] or b"") // (row["num_bins"] * size)  # `observed` may differ between sites
         stride = width * size
         cut[column] = memoryview(row[column] or b"")[start * stride : stop * stride]
     cut["num_bins"], cut["num_context_bins"] = stop - start, 0
