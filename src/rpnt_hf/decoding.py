@@ -20,6 +20,7 @@ from .data.nwb import BehaviorSeries, Recording
 from .errors import CheckpointError, RecordingError
 from .metrics import r2_scores
 from .processing_rpnt import RPNTProcessor
+from .progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ def _decode(
     inputs: dict[int, Mapping[str, torch.Tensor]] = {}
     left = np.bincount([job[0] for job in jobs], minlength=len(rows))
     with _evaluating(model):
-        for first in range(0, len(jobs), batch_size):
+        starts = range(0, len(jobs), batch_size)
+        for first in progress_bar(starts, desc="Decoding", unit="batch", leave=False):
             batch = jobs[first : first + batch_size]
             for index, *_ in batch:
                 if index not in inputs:
@@ -266,6 +268,13 @@ def bin_recording(processor: RPNTProcessor, recording: Recording) -> list[Binned
         logger.warning(
             "This decoder was not trained to decode session '%s', only %s: its predictions mean little.",
             recording.session_id, ", ".join(decoded_sessions),
+        )  # fmt: skip
+    known_subject = processor.session_facts.get(recording.session_id, {}).get("subject_id")
+    if known_subject is not None and recording.subject_id not in (None, known_subject):
+        logger.warning(
+            "This recording is of subject '%s', but session '%s' of this decoder is of subject '%s': where "
+            "these are two animals, the predictions mean nothing.",
+            recording.subject_id, recording.session_id, known_subject,
         )  # fmt: skip
     return intervals
 

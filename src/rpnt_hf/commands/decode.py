@@ -11,7 +11,7 @@ DESCRIPTION = "Decode movement from an NWB file; score it where the file has the
 EXAMPLES = """\
 examples:
   rpnt decode demo_out/decoder FILE.nwb
-  rpnt decode demo_out/decoder FILE.nwb --out predictions.parquet
+  rpnt decode demo_out/decoder FILE.nwb --out predictions.parquet --plot traces.png
 
 The last line of the output is JSON: r2 (mean over the decoded dimensions), r2_variance_weighted and
 num_scored_bins, on bins that the decoder was neither trained nor chosen on; r2_fitted and so on, on bins
@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write one row per bin, .parquet or .csv; replaces the file"
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw decoded and true movement of 30 s"
+    )
     parser.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
     parser.add_argument(
         "--repair-spikes",
@@ -43,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs `rpnt decode`.
 
     Args:
-        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out`, `session_id` and
+        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out`, `plot`, `session_id` and
             `repair_spikes`.
 
     Raises:
@@ -63,8 +66,14 @@ def run(arguments: argparse.Namespace) -> None:
     model, processor = load_decoder(arguments.checkpoint)
     table = decode_recording(model, processor, recording)
     scores = score_table(table)
+    seconds = round(time.perf_counter() - began, 3)
     if arguments.out is not None:
         write_table(table, arguments.out)
         print_text(arguments, arguments.out)
-    seconds = round(time.perf_counter() - began, 3)
+    if arguments.plot is not None:
+        from rpnt_hf.analysis.plots import plot_predictions, save_figure
+
+        unit = (model.config.target_units or [""])[0]
+        title = f"Session {recording.session_id}"
+        print_text(arguments, save_figure(plot_predictions(table, unit, title), arguments.plot))
     print_json({**scores, "num_bins": len(table), "seconds": seconds})

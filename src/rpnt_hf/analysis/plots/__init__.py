@@ -5,7 +5,12 @@ Colours can be told apart by colour-blind readers and in grey print. Not for ana
 draw what they get.
 """
 
-from rpnt_hf.analysis.plots.movement import plot_overview, plot_trajectories, plot_velocity_traces
+from rpnt_hf.analysis.plots.movement import (
+    plot_overview,
+    plot_predictions,
+    plot_trajectories,
+    plot_velocity_traces,
+)
 from rpnt_hf.analysis.plots.networks import plot_attention, plot_connectivity, plot_context_kernels
 from rpnt_hf.analysis.plots.recordings import plot_dataset, plot_raster, plot_recording
 from rpnt_hf.analysis.plots.scores import (
@@ -24,6 +29,7 @@ __all__ = [
     "plot_context_kernels",
     "plot_dataset",
     "plot_overview",
+    "plot_predictions",
     "plot_raster",
     "plot_recording",
     "plot_sessions",

@@ -1,7 +1,7 @@
 """Pictures of decoded movement: traces, trajectories, and the idea of the package."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -24,6 +24,9 @@ from rpnt_hf.analysis.plots.style import (
     with_gaps,
 )
 from rpnt_hf.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def plot_velocity_traces(
@@ -93,6 +96,49 @@ def plot_velocity_traces(
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=2.4)
         panels[-1].set_xlabel("time (s)")
         figure.align_ylabels()
+    return figure
+
+
+def plot_predictions(
+    table: "pd.DataFrame", unit: str = "cm/s", title: str = "", max_seconds: float = 30.0
+) -> Figure:
+    """Draws decoded over true behaviour in the part of a recording that has the most bins to score.
+
+    Args:
+        table (`pd.DataFrame`): From `decoding.decode_recording` or of a `Replay`.
+        unit (`str`, *optional*, defaults to `"cm/s"`): Unit of the values.
+        title (`str`, *optional*): What stands above it, before the kind of bins that are shown.
+        max_seconds (`float`, *optional*, defaults to 30.0): Length of what is shown, s.
+
+    Returns:
+        `Figure`: The picture. Bins that were neither trained on nor chosen on are preferred, and the title
+        says where they are others.
+
+    Raises:
+        InputError: If there is no bin.
+    """
+    if not len(table):
+        raise InputError("`table` must hold at least one bin, got none. Decode a longer recording.")
+    times = table["time"].to_numpy(float)
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    width = min(max(round(max_seconds / step), 1), len(table))
+    unseen = (table["scored"] & ~table["fitted"]).to_numpy()
+    wanted = unseen if unseen.any() else table["scored"].to_numpy()
+    sums = np.convolve(wanted, np.ones(width, dtype=int), mode="valid")
+    first = int(sums.argmax())
+    shown = table.iloc[first : first + width]
+    names = [name.removesuffix("_predicted") for name in table.columns if name.endswith("_predicted")]
+    figure = plot_velocity_traces(
+        shown[names].to_numpy(),
+        shown[[f"{name}_predicted" for name in names]].to_numpy(),
+        shown["time"].to_numpy(),
+        names=[name.replace("_", " ") for name in names],
+        unit=unit,
+    )
+    fitted = bool(shown["fitted"].to_numpy()[wanted[first : first + width]].any())
+    kind = "bins that the decoder was fitted to" if fitted else "bins that the decoder was not fitted to"
+    with rc_context(STYLE):
+        figure.axes[0].set_title(f"{title}: {kind}" if title else f"Decoded and true, {kind}")
     return figure
 
 
