@@ -27,7 +27,6 @@ NUM_FACTORS = 10
 STABLE_SHARE = 0.7  # of the shared units, those that fit best decide the alignment
 NUM_ROUNDS = 10
 NUM_SHUFFLES, CHANCE = 99, 0.05  # shared ids must fit better than shuffled ones
-BLEND = 0.5  # how far rows go from where they were to where the alignment puts them
 
 Array = NDArray[np.float64]
 
@@ -97,8 +96,9 @@ def align_units(
 
     Factors of the root of counts are found in both sessions, those of the new one turned so that the shared
     units load on them as before (only those that still do, found in rounds), and read out to the tokens that
-    the model knows. A shared unit moves half the way from its embedding in the reference session, a unit
-    that is new goes to where the alignment puts it.
+    the model knows. A unit that is new goes to where the alignment puts it. A shared unit goes a part of the
+    way there, from its embedding in the reference session: the part of its change of loadings that parts of
+    the reference session, aligned in the same way, do not show among themselves (empirical Bayes shrinkage).
 
     Args:
         model (`RPNTPreTrainedModel`): Its unit embedding has rows for both sessions; changed in place.
@@ -119,7 +119,7 @@ def align_units(
                 f"To align units, session '{name}' must have at least {2 * values.shape[1]} bins, twice its "
                 f"units, got {len(values)}. Record longer."
             )
-    num_factors = min(NUM_FACTORS, len(new) // 2)
+    num_factors = min(NUM_FACTORS, max(1, len(new) // 4))
     loadings, weights = _factors(counts, num_factors)
     old_loadings, old_weights = _factors(reference_counts, num_factors)
     turn, misfit = _turn(loadings[new], old_loadings[old])
@@ -136,7 +136,10 @@ def align_units(
     roots = np.sqrt(reference_counts) - np.sqrt(reference_counts).mean(axis=0)
     readout = np.linalg.lstsq(roots @ old_weights, roots @ rows, rcond=None)[0]
     aligned = weights @ turn @ readout
-    aligned[new] = rows[old] + BLEND * (aligned[new] - (old_weights @ readout)[old])
+    change = ((loadings[new] @ turn - old_loadings[old]) ** 2).sum(axis=1)
+    noise = _noise(reference_counts, old, old_loadings, len(counts))
+    part = np.maximum(0, 1 - noise / np.maximum(change, 1e-12))
+    aligned[new] = rows[old] + part[:, None] * (aligned[new] - (old_weights @ readout)[old])
     _write(model, processor, session_id, aligned * _share(processor, session_id, reference_id))
 
 
@@ -149,6 +152,16 @@ def _factors(counts: NDArray[np.integer], num_factors: int) -> tuple[Array, Arra
     loadings = analysis.components_.T
     scaled = loadings / (analysis.noise_variance_ + 1e-3)[:, None]  # a silent unit has no noise
     return loadings, scaled @ np.linalg.inv(np.eye(num_factors) + loadings.T @ scaled)
+
+
+def _noise(counts: NDArray[np.integer], units: list[int], loadings: Array, num_bins: int) -> Array:
+    """Squared changes of loadings between parts of a session, as long as the new one, and the whole."""
+    changes = []
+    for part in np.array_split(counts, max(2, len(counts) // num_bins)):
+        found, _ = _factors(part, loadings.shape[1])
+        turn, _ = _turn(found[units], loadings[units])
+        changes.append(((found[units] @ turn - loadings[units]) ** 2).sum(axis=1))
+    return np.mean(changes, axis=0)
 
 
 def _turn(loadings: Array, old_loadings: Array) -> tuple[Array, float]:
