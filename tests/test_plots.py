@@ -2,17 +2,27 @@
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from rpnt_hf.analysis.plots import (
+    plot_amounts,
+    plot_attention,
+    plot_calibration,
+    plot_connectivity,
+    plot_context_kernels,
+    plot_dataset,
     plot_overview,
+    plot_predictions,
     plot_raster,
+    plot_recording,
     plot_training_curves,
     plot_trajectories,
     plot_velocity_traces,
     save_figure,
 )
+from rpnt_hf.data.nwb import BehaviorSeries, Recording
 from rpnt_hf.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -90,3 +100,214 @@ def test_bad_input_is_refused():
         plot_training_curves([{"epoch": 1}])
     with pytest.raises(InputError, match="`stop` after `start`"):
         plot_raster(SPIKES, 3.0, 3.0)
+
+
+SITES = ["M1", "PMd", "S1"]
+
+
+def panel_titled(figure: Figure, part: str) -> matplotlib.axes.Axes:
+    return next(axes for axes in figure.axes if part in axes.get_title(loc="left"))
+
+
+def test_units_of_a_site_stand_together_in_its_colour_with_its_name():
+    sites = [2, 0, 0, 2, 1, 0, 1]
+    axes = plot_raster(SPIKES, 3.0, 6.0, unit_sites=sites, site_ids=SITES).axes[0]
+    drawn = [line.get_positions() for line in axes.collections]
+    colors = [tuple(line.get_color()[0]) for line in axes.collections]
+    order = [1, 2, 5, 4, 6, 0, 3]  # by site; inside a site the most active first, and all have 40 spikes
+    assert [np.array_equal(found, SPIKES[unit]) for found, unit in zip(drawn, order, strict=True)] == [
+        True
+    ] * 7
+    assert len(set(colors)) == 3 and len(set(colors[:3])) == 1 and len(set(colors[3:5])) == 1
+    assert [text.get_text() for text in axes.texts] == SITES
+
+
+def test_a_raster_of_one_site_is_black_and_needs_no_names():
+    axes = plot_raster(SPIKES, 3.0, 6.0, unit_sites=[0] * 7, site_ids=["M1"]).axes[0]
+    assert not axes.texts
+    assert {tuple(line.get_color()[0]) for line in axes.collections} == {matplotlib.colors.to_rgba("#1a1a1a")}
+
+
+def test_a_raster_refuses_sites_that_do_not_fit():
+    with pytest.raises(InputError, match="must index the 1 `site_ids`"):
+        plot_raster(SPIKES, 3.0, 6.0, unit_sites=[0, 1, 0, 0, 0, 0, 0], site_ids=["M1"])
+
+
+def causal_attention(heads=3, bins=12, anchors=2):
+    weights = RNG.uniform(0.1, 1.0, (heads, bins, anchors + bins))
+    weights[..., anchors:] *= np.tri(bins)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def test_attention_maps_show_the_weights_on_bins_and_hide_the_future():
+    weights = causal_attention()
+    figure = plot_attention(weights, 0.05, num_anchors=2, start_time=1.0, title="layer 1")
+    for head in range(3):
+        axes = figure.axes[head]
+        shown = axes.images[0].get_array()
+        np.testing.assert_allclose(shown.filled(0.0), weights[head][:, 2:])
+        assert shown.mask[np.triu_indices(12, 1)].all() and not shown.mask[np.tril_indices(12)].any()
+        assert axes.images[0].get_extent() == pytest.approx([1.0, 1.6, 1.6, 1.0])
+        share = 100 * weights[head][:, :2].sum(axis=-1).mean()
+        assert axes.get_title(loc="left") == f"head {head + 1} ({share:.0f} % to anchors)"
+        assert axes.get_xlabel() == "attended bin (s)"
+    lines = panel_titled(figure, "Mean over bins").lines
+    assert [line.get_label() for line in lines] == ["head 1", "head 2", "head 3"]
+    np.testing.assert_allclose(lines[1].get_ydata()[4], np.diagonal(weights[1][:, 2:], -4).mean())
+    np.testing.assert_allclose(lines[1].get_xdata()[4], 0.2)
+
+
+def test_attention_of_many_heads_shows_four_maps_and_every_curve():
+    figure = plot_attention(causal_attention(heads=6, anchors=0), 0.05)
+    assert sum(bool(axes.images) for axes in figure.axes if "head" in axes.get_title(loc="left")) == 4
+    assert len(panel_titled(figure, "Mean over bins").lines) == 6
+
+
+def test_attention_of_another_shape_is_refused():
+    with pytest.raises(InputError, match=r"\(heads, bins, 4 anchors \+ bins\), got \(3, 12, 14\)"):
+        plot_attention(causal_attention(), 0.05, num_anchors=4)
+
+
+def test_kernel_maps_show_the_mean_kernel_of_each_layer_and_head():
+    kernels = RNG.dirichlet(np.ones(6), (2, 3, 20)).reshape(2, 3, 20, 2, 3)
+    figure = plot_context_kernels(list(kernels), 0.05, "a decoder")
+    maps = [axes for axes in figure.axes if axes.images and axes.get_label() != "<colorbar>"]
+    assert len(maps) == 6
+    for axes, mean in zip(maps, kernels.mean(axis=2).reshape(6, 2, 3), strict=True):
+        np.testing.assert_allclose(axes.images[0].get_array(), mean)
+        assert [float(text.get_text()) for text in axes.texts] == pytest.approx(mean.ravel(), abs=0.006)
+    curves = panel_titled(figure, "Smoothing").lines
+    np.testing.assert_allclose(curves[1].get_ydata(), 100 * (1 - kernels[1, ..., 0, 0].mean(axis=0)))
+    assert panel_titled(figure, "Smoothing").get_xlabel() == "time in the window (s)"
+
+
+def test_kernels_of_other_shapes_are_refused():
+    with pytest.raises(InputError, match="for each layer"):
+        plot_context_kernels([], 0.05)
+
+
+def arrows(figure: Figure) -> list[matplotlib.patches.FancyArrowPatch]:
+    return [
+        patch for patch in figure.axes[1].patches if isinstance(patch, matplotlib.patches.FancyArrowPatch)
+    ]
+
+
+def test_connectivity_is_a_matrix_and_arrows_from_source_to_follower():
+    strength = np.array([[9.0, 0.5, 0.0], [0.0, 9.0, np.nan], [1.0, 0.0, 9.0]])
+    places = np.array([[0.0, 0.0, 1.0], [4.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+    figure = plot_connectivity(strength, SITES, places, label="bits/s")
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.mask.tolist() == [[True, False, False], [False, True, True], [False, False, True]]
+    assert shown[2, 0] == 1.0 and shown[0, 1] == 0.5
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == SITES
+    ends = {(arrow._posA_posB[0], arrow._posA_posB[1]): arrow.get_linewidth() for arrow in arrows(figure)}
+    first, second = ((4.0, 0.0), (0.0, 0.0)), ((0.0, 0.0), (0.0, 3.0))  # site 1 to 0, site 0 to 2
+    assert set(ends) == {first, second} and ends[second] > ends[first]
+    assert figure.axes[1].get_xlabel() == "x (mm)" and figure.axes[1].get_ylabel() == "y (mm)"
+    assert any(axes.get_ylabel() == "bits/s" for axes in figure.axes)
+
+
+def test_connectivity_draws_the_two_axes_along_which_sites_spread():
+    places = np.array([[0.0, 1.0, 0.0], [0.1, 1.0, 2.0], [0.0, 1.0, 5.0]])
+    figure = plot_connectivity(np.ones((3, 3)), SITES, places)
+    assert (figure.axes[1].get_xlabel(), figure.axes[1].get_ylabel()) == ("x (mm)", "z (mm)")
+
+
+def test_connectivity_without_places_stands_on_a_circle_and_says_so():
+    figure = plot_connectivity(np.ones((3, 3)), SITES)
+    points = np.array([line.get_xydata()[0] for line in figure.axes[1].lines])
+    np.testing.assert_allclose(np.hypot(*points.T), 1.0)
+    assert "places unknown" in figure.axes[1].get_title(loc="left") and len(arrows(figure)) == 6
+
+
+def test_connectivity_marks_what_is_significant_and_opens_sites_of_unknown_place():
+    places = np.array([[0.0, 0.0, 1.0], [np.nan] * 3, [0.0, 3.0, 1.0]])
+    significant = np.zeros((3, 3), dtype=bool)
+    significant[0, 1] = True
+    figure = plot_connectivity(-np.ones((3, 3)), SITES, places, significant)
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[1.0, 0.0]]
+    assert len(arrows(figure)) == 1
+    assert [line.get_markerfacecolor() for line in figure.axes[1].lines] == ["#1a1a1a", "white", "#1a1a1a"]
+    low, high = figure.axes[0].images[0].get_clim()
+    assert (low, high) == (-1.0, 1.0)
+
+
+def test_connectivity_that_does_not_fit_its_sites_is_refused():
+    with pytest.raises(InputError, match=r"shape \(2, 2\)"):
+        plot_connectivity(np.ones((3, 3)), SITES[:2])
+
+
+def test_a_recording_is_drawn_with_rates_behaviour_and_gaps():
+    velocity = BehaviorSeries("cursor_vel", TIMES, TRUE, ["x", "y"], "cm/s")
+    recording = Recording.from_arrays(
+        "day1",
+        [*SPIKES, np.array([])],
+        behavior={"cursor_vel": velocity},
+        trials=pd.DataFrame({"start_time": [3.5], "stop_time": [4.0]}),
+        obs_intervals=np.array([[3.0, 4.5], [5.0, 6.0]]),
+    )
+    figure = plot_recording(recording, 3.0, 5.0)
+    raster, series, rates, timeline = figure.axes
+    assert raster.get_title(loc="left") == "day1: 8 units" and len(raster.collections) == 8
+    np.testing.assert_allclose(series.lines[1].get_ydata(), TRUE[TIMES <= 5.0, 1], rtol=1e-6)
+    assert series.get_ylabel() == "cursor_vel\n(cm/s)"
+    assert "1 silent" in rates.get_title(loc="left") and rates.get_ylabel() == "mean rate (spikes/s)"
+    np.testing.assert_allclose(np.sort(rates.lines[0].get_ydata()), [0.0, *[16.0] * 7])
+    shaded = [(patch.get_x(), patch.get_width()) for patch in timeline.patches if hasattr(patch, "get_x")]
+    assert (4.5, 0.5) in shaded and (3.0, 2.0) in shaded
+
+
+def test_a_recording_without_behaviour_says_so():
+    figure = plot_recording(Recording.from_arrays("day1", SPIKES))
+    assert any(text.get_text() == "no behaviour that can be used" for text in figure.axes[1].texts)
+
+
+def test_a_dataset_is_drawn_session_by_session():
+    sessions = [
+        {
+            "session_id": "a",
+            "minutes": {"train": 2.0, "validation": 0.5, "test": 1.0},
+            "rates": [1.0, 2.0, 3.0],
+        },
+        {"session_id": "b", "minutes": {"train": 1.0, "test": 0.25}, "rates": []},
+    ]
+    left, right = plot_dataset(sessions, "two sessions").axes[:2]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["a", "b"]
+    widths = [[bar.get_width() for bar in bars] for bars in left.containers]
+    assert widths == [[2.0, 1.0], [0.5, 0.0], [1.0, 0.25]]
+    assert [bar.get_x() for bar in left.containers[2]] == [2.5, 1.0]
+    assert right.lines[1].get_xdata().tolist() == [2.0] and "spikes/s" in right.get_xlabel()
+    with pytest.raises(InputError, match="at least one session"):
+        plot_dataset([])
+
+
+def predictions(num_bins=100, **columns):
+    values = RNG.standard_normal((num_bins, 2))
+    table = {"time": 0.05 * np.arange(num_bins), "x": values[:, 0], "x_predicted": values[:, 1]}
+    return pd.DataFrame({**table, "scored": True, "fitted": False, **columns})
+
+
+def test_predictions_are_drawn_where_most_bins_can_be_scored():
+    fitted = np.arange(100) < 60
+    table = predictions(fitted=fitted)
+    figure = plot_predictions(table, "m", "Session a", max_seconds=1.0)
+    truth, decoded = figure.axes[0].lines[1:3]
+    assert truth.get_xdata()[0] >= 0.05 * 60 and len(truth.get_xdata()) == 20
+    np.testing.assert_array_equal(decoded.get_ydata(), table["x_predicted"][60:80])
+    assert figure.axes[0].get_title(loc="left") == "Session a: bins that the decoder was not fitted to"
+    assert figure.axes[0].get_ylabel() == "x (m)"
+    only_fitted = plot_predictions(predictions(fitted=True), "m").axes[0].get_title(loc="left")
+    assert "bins that the decoder was fitted to" in only_fitted
+
+
+def test_every_axis_with_numbers_has_a_label_and_numbers_have_units():
+    figures = {
+        **draw_all(),
+        "attention": plot_attention(causal_attention(), 0.05, 2),
+        "amounts": plot_amounts({"RPNT": [(8, 0.5, 0.4, 0.6), (16, 0.6, 0.5, 0.7)]}),
+        "calibration": plot_calibration({"before": [(0.5, 0.3), (0.9, 0.7)]}),
+        "recording": plot_recording(Recording.from_arrays("day1", SPIKES)),
+    }
+    for name, figure in figures.items():
+        labels = " ".join(axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes)
+        assert any(unit in labels for unit in ("(s)", "(%)", "(cm)", "cm/s", "$R^2$", "nats")), name
