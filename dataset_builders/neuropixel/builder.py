@@ -27,6 +27,7 @@ from rpnt_hf.data.builder import (
 )
 from rpnt_hf.data.cutting import PreparedRecording
 from rpnt_hf.data.nwb import Recording, read_nwb
+from rpnt_hf.data.nwb_tables import intersect_intervals, read_ragged
 from rpnt_hf.data.pairing import EVENTS, PairingConfig, pair_days
 from rpnt_hf.data.splits import SplitFile
 from rpnt_hf.errors import ConfigurationError, RecordingError, closest_names
@@ -178,8 +179,8 @@ def read_probes(
     Raises:
         RecordingError: The file cannot be read, or names no site of that kind, or too few units remain.
     """
-    recording = read_nwb(path, repair_spikes=repair_spikes)
-    names, positions = read_site_names(path, sites)
+    recording = read_nwb(path, repair_spikes=repair_spikes, any_unit=True)
+    names, positions, intervals = read_site_names(path, sites)
     notes: list[str] = []
     known = [name for name in dict.fromkeys(names) if name is not None]
     sizes = {name: names.count(name) for name in known}
@@ -213,7 +214,14 @@ def read_probes(
         spike_times=[recording.spike_times[unit] for unit in units],
         trials=trials,
     )
-    return CorpusRecording(recording, notes=notes)
+    site_intervals = None
+    if any(len(found) for found in intervals.values()):
+        whole = recording.obs_intervals
+        found = [intersect_intervals(whole, intervals.get(name, whole)) for name in kept]
+        if any(not np.array_equal(one, whole) for one in found):
+            site_intervals = found
+            notes.append("sites were not recorded all the time: `observed` has one value per bin and site")
+    return CorpusRecording(recording, notes=notes, site_intervals=site_intervals)
 
 
 def _labelled(recording: Recording, label_column: str) -> Any:
@@ -241,8 +249,10 @@ def _place(
     return positions[name]
 
 
-def read_site_names(path: Path, sites: str) -> tuple[list[str | None], dict[str, np.ndarray]]:
-    """Reads which site each unit belongs to.
+def read_site_names(
+    path: Path, sites: str
+) -> tuple[list[str | None], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Reads which site each unit belongs to, and where and when it was recorded.
 
     A unit belongs to the group, area or probe of its first electrode. A site lies at the mean of the
     electrodes of its units, where all three of their coordinates are known (and not all of the file are 0),
@@ -254,8 +264,9 @@ def read_site_names(path: Path, sites: str) -> tuple[list[str | None], dict[str,
             (device of the group).
 
     Returns:
-        `tuple[list[str | None], dict[str, np.ndarray]]`: name of the site of each unit, None where the file
-        does not say, and position in mm of each site, NaN where unknown.
+        `tuple`: name of the site of each unit, None where the file does not say; position in mm of each site,
+        NaN where unknown; and the intervals in s in which all of its units were observed, of the sites of
+        which the file says so.
     """
     import pynwb  # takes a second
 
@@ -296,6 +307,7 @@ def read_site_names(path: Path, sites: str) -> tuple[list[str | None], dict[str,
                 place = np.array([float(group.position[axis]) for axis in ("x", "y", "z")])
                 if np.isfinite(place).all():
                     fallbacks[name].append(place)
+        intervals = _site_intervals(units, names)
     unknown = np.full(3, np.nan)
     positions = {
         name: np.mean(points[name] or fallbacks[name], axis=0) / MICROMETRES_PER_MILLIMETRE
@@ -303,7 +315,18 @@ def read_site_names(path: Path, sites: str) -> tuple[list[str | None], dict[str,
         else unknown
         for name in points
     }
-    return names, positions
+    return names, positions, intervals
+
+
+def _site_intervals(units: Any, names: Sequence[str | None]) -> dict[str, np.ndarray]:
+    """When all units of a site were observed; units without intervals restrict nothing."""
+    if "obs_intervals" not in units.colnames:
+        return {}
+    lists: dict[str, dict[bytes, np.ndarray]] = {}
+    for name, rows in zip(names, read_ragged(units, "obs_intervals"), strict=True):
+        if name is not None and len(rows):
+            lists.setdefault(name, {})[rows.tobytes()] = rows.astype(np.float64)
+    return {name: functools.reduce(intersect_intervals, found.values()) for name, found in lists.items()}
 
 
 def _coordinates(table: Any) -> np.ndarray:

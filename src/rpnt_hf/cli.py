@@ -30,6 +30,7 @@ COMMANDS = {
     },
     "Train and evaluate": {
         "evaluate": "compare decoders on a dataset, with intervals",
+        "connectivity": "map which recording sites draw on which",
     },
     "Decode": {
         "decode": "decode movement from an NWB file",

@@ -23,7 +23,9 @@ from scipy.stats import false_discovery_control
 
 from rpnt_hf.analysis.site_statistics import lagged_regression, partial_correlation, rate_correlation
 from rpnt_hf.analysis.site_windows import SiteWindows, cut_site_windows
+from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.errors import CheckpointError, ConfigurationError
+from rpnt_hf.hub import checkpoint_folder
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
 from rpnt_hf.processing_rpnt import RPNTProcessor
 
@@ -33,6 +35,7 @@ __all__ = [
     "ConnectivityMap",
     "attention_rollout",
     "compare_with_shuffles",
+    "load_pretrained",
     "map_connectivity",
     "occlusion",
     "write_connectivity",
@@ -206,11 +209,18 @@ def map_connectivity(
         for name in estimators
     }
     settings = {
-        "windows": windows.num_windows, "left_out_trials": windows.num_left_out,
-        "window_bins": windows.num_bins, "bin_size": processor.bin_size, "align": align, "before": before, "bins": [chosen.start, chosen.stop],
-        "num_shuffles": num_shuffles, "hidden_share": hidden_share, "seed": seed,
+        "windows": windows.num_windows,
+        "left_out_trials": windows.num_left_out,
+        "window_bins": windows.num_bins,
+        "bin_size": processor.bin_size,
+        "align": align,
+        "before": before,
+        "bins": [chosen.start, chosen.stop],
+        "num_shuffles": num_shuffles,
+        "hidden_share": hidden_share,
+        "seed": seed,
         "false_discovery_rate": FALSE_DISCOVERY_RATE,
-    }  # fmt: skip
+    }
     return Connectivity(windows.session_id, windows.site_ids, windows.site_positions, maps, settings)
 
 
@@ -374,15 +384,42 @@ def _run(model: RPNTForPreTraining, batch: dict[str, torch.Tensor], **others: An
     return model.eval()(**inputs, **others)
 
 
-def write_connectivity(found: Connectivity, out: str | Path) -> list[Path]:
+def load_pretrained(checkpoint: str | Path) -> tuple[RPNTForPreTraining, RPNTProcessor]:
+    """Loads a pretrained model with the head that predicts rates.
+
+    Args:
+        checkpoint (`str` or `Path`): Folder that `training/pretrain.py` wrote, or its id on the Hub.
+
+    Returns:
+        `tuple`: The model and its processor.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is not one of pretraining.
+        HubError: It is on the Hub, and cannot be had from there.
+    """
+    folder = checkpoint_folder(checkpoint)
+    try:
+        config = RPNTConfig.from_pretrained(folder)
+        if "RPNTForPreTraining" not in (config.architectures or []):
+            raise CheckpointError(
+                f"The checkpoint must be one of pretraining (RPNTForPreTraining), got "
+                f"{config.architectures} in '{checkpoint}': a decoder predicts no rates. Give the folder that it was finetuned from."
+            )
+        return RPNTForPreTraining.from_pretrained(folder).eval(), RPNTProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint '{checkpoint}' must load, but it does not: {error}") from error
+
+
+def write_connectivity(found: Connectivity, out: str | Path, plot: bool = False) -> list[Path]:
     """Writes the maps of a session as `connectivity.json` and `connectivity.csv`, whole or not at all.
 
     Args:
         found (`Connectivity`): The maps.
-        out (`str` or `Path`): Folder; made where it is missing. Files of that name are replaced.
+        out (`str` or `Path`): Folder; made where it is missing. Files of those names are replaced.
+        plot (`bool`, *optional*, defaults to `False`): Whether each map is drawn as `ESTIMATOR.png` too.
 
     Returns:
-        `list[Path]`: The two files.
+        `list[Path]`: The files.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -405,7 +442,21 @@ def write_connectivity(found: Connectivity, out: str | Path) -> list[Path]:
                             int(one.significant[target, source]),
                         ]
                     )  # fmt: skip
-        paths = [out / name for name in ("connectivity.json", "connectivity.csv")]
+        names = ["connectivity.json", "connectivity.csv"]
+        for name, one in found.maps.items() if plot else ():
+            from rpnt_hf.analysis.plots import plot_connectivity, save_figure  # takes a second
+
+            figure = plot_connectivity(
+                one.excess,
+                found.site_ids,
+                found.site_positions,
+                one.significant,
+                label="excess over shuffled trials",
+                title=f"{found.session_id}: {name.replace('_', ' ')}",
+            )
+            save_figure(figure, folder / f"{name}.png")
+            names.append(f"{name}.png")
+        paths = [out / name for name in names]
         for path in paths:
             (folder / path.name).replace(path)
     return paths

@@ -12,6 +12,8 @@ Compare decoders on the sessions of a built dataset, with intervals and a verdic
 PROTOCOL is one of within-session, few-shot, cross-session, cross-task, cross-subject, ablation. Our decoder
 is trained in every mode of the protocol (pretrained first where there is transfer, never on the session that
 is decoded), and ridge, Kalman filter, MLP, GRU and LSTM on the same trials. Test trials are scored once.
+PROTOCOL cross-site leaves one site (--targets SESSION/SITE) at a time out of pretraining and decodes it from
+scratch and from what was pretrained, with its true coordinates, those of another site, and none.
 PROTOCOL falcon feeds a finished decoder (--checkpoint) bin by bin through the interface of that benchmark.
 """
 EXAMPLES = """\
@@ -19,6 +21,7 @@ examples:
   rpnt evaluate within-session --data dataset --out evaluation --num-proc 2
   rpnt evaluate few-shot --data dataset --out few --recipe transfer --targets SESSION --amounts 8 16 100%
   rpnt evaluate ablation --data dataset --out ablation --seeds 0 1 2 3 4
+  rpnt evaluate cross-site --data dataset --recipe neuropixel_slots --out sites --amounts 10% 100%
   rpnt evaluate falcon --data dataset --checkpoint decoder --held-out SESSION --out falcon
 
 An evaluation that was interrupted goes on where it stopped when the same command is given again.
@@ -78,6 +81,23 @@ def run(arguments: argparse.Namespace) -> None:
             held_out=arguments.held_out,
         )
         found = results["sessions"]
+    elif arguments.protocol == "cross-site":
+        from rpnt_hf.evaluation.cross_site import METHODS, evaluate_cross_site
+
+        results = evaluate_cross_site(
+            arguments.data,
+            arguments.out,
+            dataset_config=arguments.dataset_config,
+            recipe=arguments.recipe,
+            targets=arguments.targets,
+            methods=arguments.methods or METHODS,
+            amounts=arguments.amounts or ("10%", "100%"),
+            seeds=arguments.seeds,
+            num_proc=arguments.num_proc,
+            min_steps=arguments.min_steps,
+        )
+        names = ("target", "decoder", "coordinates", "amount", "seed", "r2")
+        found = [{name: row[name] for name in names} for row in results["table"]]
     else:
         from rpnt_hf.evaluation.evaluate import evaluate
 

@@ -9,7 +9,10 @@ from typing import Any
 
 from rpnt_hf.errors import ConfigurationError, DatasetError, closest_names
 
-__all__ = ["ABLATIONS", "COMPARATORS", "MODES", "PROTOCOLS", "Amount", "Base", "Run", "Session", "plan"]
+__all__ = [
+    "ABLATIONS", "COMPARATORS", "MODES", "PROTOCOLS", "Amount", "Base", "Run", "Session", "list_amounts",
+    "plan",
+]  # fmt: skip
 
 PROTOCOLS = (
     "within-session", "few-shot", "cross-session", "cross-task", "cross-subject", "ablation",
@@ -171,7 +174,7 @@ def plan(
         default = [*COMPARATORS, *(MODES if protocol in TRANSFERS else ("scratch",))]
         chosen = list(methods) or default
         _check_names("methods", chosen, default)
-        for amount in _amounts(protocol, session, amounts):
+        for amount in list_amounts(protocol, session, amounts):
             for method in chosen:
                 for seed in seeds:
                     kind = MODES.get(method)
@@ -202,8 +205,20 @@ def _sources(protocol: str, target: Session, sessions: Sequence[Session]) -> tup
     return tuple(sorted(other.session_id for other in sessions if fits(other)))
 
 
-def _amounts(protocol: str, session: Session, named: Sequence[str]) -> list[Amount]:
-    """Amounts of training data for a session, fewest first, each number of trials once."""
+def list_amounts(protocol: str, session: Session, named: Sequence[str]) -> list[Amount]:
+    """Lists amounts of training data for a session, fewest first, each number of trials once.
+
+    Args:
+        protocol (`str`): Gives the amounts where none are named.
+        session (`Session`): The target.
+        named (`Sequence[str]`): Amounts, as "10%" or "16".
+
+    Returns:
+        `list[Amount]`: At least one.
+
+    Raises:
+        ConfigurationError: An amount cannot be read.
+    """
     if protocol == "few-shot":
         named = named or ("1%", "5%", "10%", "25%", "50%", "100%", "4", "8", "16", "32")
     amounts: dict[int, Amount] = {}
