@@ -3,8 +3,8 @@
     python benchmarks/cross_site.py --out results
 
 For each corpus: simulate many sites, one a day, whose tuning varies smoothly over the cortex; leave a site
-out, drawn at random; pretrain on the others; decode the site from 10 % of its training trials (--amounts 10% 100% for
-all as well). Corpora are the unit of the paired t-tests. It goes on where it was interrupted.
+out, drawn at random; pretrain on the others; decode the site from 10 % of its training trials (or what
+--amounts says). Corpora are the unit of the paired t-tests. It goes on where it was interrupted.
 """
 
 import argparse

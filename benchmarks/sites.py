@@ -3,9 +3,9 @@
     python benchmarks/sites.py --out results
 
 Forward and backward of RPNTForPreTraining in fp32, with masks and two spatial layers, and the same without
-the spatial stage, turn by turn. What the spatial stage adds is linear in the number of sites until its scores,
-which are sites x sites at every bin, cost more than its products of matrices. No operation of a step is
-repeated for each site: their number is counted.
+the spatial stage, turn by turn. What the spatial stage adds is linear in the number of sites until its
+scores, which are sites x sites at every bin, cost more than its products of matrices. No operation of a step
+is repeated for each site: their number is counted.
 """
 
 import argparse

@@ -81,8 +81,8 @@ def pair_days(
     In each split, trials of one condition (their `condition`, else their target direction) are drawn in a
     seeded order on each day and laid side by side; every trial is used once at most. A day with fewer trials
     of a condition is absent from the last pairs, and a site is absent from bins outside its own trial, so
-    that no bin of another trial, or split, comes in. Behaviour is the mean over the days that are there: no single
-    trial is what all sites saw.
+    that no bin of another trial, or split, comes in. Behaviour is the mean over the days that are there: no
+    single trial is what all sites saw.
 
     Args:
         days (`Sequence[tuple[Recording, Sequence[str | None]]]`): Recordings of one subject and task, and the
@@ -290,14 +290,14 @@ def _moved(times: np.ndarray, present: Sequence[tuple[float, _Piece]], bin_size:
 
 def _direction(recordings: Sequence[Recording], pair: _Pair) -> float:
     """Direction of the target, which all trials of a pair share; NaN where they do not, or have none."""
-    directions = {
-        round(float(recording.trials.iloc[piece.trial]["target_dir"]) % (2 * np.pi), 6)
+    directions = [
+        float(recording.trials["target_dir"].iloc[piece.trial])
         if "target_dir" in recording.trials
         else np.nan
         for recording, piece in zip(recordings, pair.pieces, strict=True)
         if piece is not None
-    }
-    return directions.pop() if len(directions) == 1 else float("nan")
+    ]
+    return directions[0] if np.ptp(directions) < 1e-6 else float("nan")
 
 
 def _mean_behavior(

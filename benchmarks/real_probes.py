@@ -1,0 +1,323 @@
+"""Real simultaneous probes: hidden areas predicted from the others, and the outcome of trials decoded.
+
+    python benchmarks/real_probes.py --data DIR --out results
+
+For each NWB file of the folder (trials with a column `feedback`; areas are sites): pretrain a tiny model with
+and without its spatial stage on the training trials, then on test trials
+
+- hide one area altogether and predict its counts from the others: bits per spike over a mean rate for each
+  unit, beside the mean response of each unit over trials and a reduced-rank linear predictor from the other
+  areas (rank, ridge and floor of the rates chosen on validation trials);
+- decode feedback: the pretrained model finetuned as a classifier against logistic regression on counts
+  (features and strength chosen on validation trials), by balanced accuracy, with intervals over test trials.
+
+Trials are divided once for each file; nothing is chosen on test trials.
+"""
+
+import argparse
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from measure import print_table, save_results
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rpnt_hf import RPNTConfig, RPNTForSequenceClassification
+from rpnt_hf.analysis.connectivity import load_pretrained
+from rpnt_hf.analysis.site_windows import SiteWindows, cut_site_windows
+from rpnt_hf.data.builder import find_nwb_files
+from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.data.simulate_sites import simulate_sites
+from rpnt_hf.scripts import find_script, load_builder, load_script
+
+BIN_SIZE, MIN_UNITS = 0.02, 15
+SPLITS = ("train", "validation", "test")
+RANKS, RIDGES, FLOORS = (1, 2, 4, 8, 16), (1.0, 10.0, 100.0, 1000.0), (0.02, 0.1, 0.3)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+LAGS = 2  # bins of the past that the linear predictor sees, beside the present one
+NUM_RESAMPLES = 1000
+
+Array = NDArray[np.float64]
+
+
+def build(path: Path, folder: Path, label_column: str | None) -> Path:
+    """Builds one file into a dataset with areas as sites."""
+    builder = load_builder("neuropixel")
+    parser = argparse.ArgumentParser()
+    builder.add_arguments(parser)
+    argv = ["--nwb-dir", str(path), "--out", str(folder / "data"), "--bin-size", str(BIN_SIZE)]
+    argv += [
+        "--sites",
+        "areas",
+        "--min-units",
+        str(MIN_UNITS),
+        "--allow-no-behavior",
+        "--context-length",
+        "0",
+    ]
+    argv += ["--proportions", "0.6", "0.15", "0.25"]
+    argv += [] if label_column is None else ["--label-column", label_column]
+    return builder.build(parser.parse_args(argv))
+
+
+def pretrain(data: Path, out: Path, num_spatial_layers: int, options: argparse.Namespace) -> Path:
+    """Pretrains a model with so many spatial layers."""
+    config = find_script("training/configs/neuropixel_tiny_pretrain.yaml")
+    fields = {
+        **yaml.safe_load(config.read_text())["model"],
+        "num_spatial_layers": num_spatial_layers,
+        "dropout": 0.2,
+    }
+    rows = load_rows(data, split="train")
+    argv = ["--config", str(config), "--data", str(data), "--output_dir", str(out), "--cpu", "true"]
+    argv += ["--model", json.dumps(fields), "--window_bins", str(max(rows["num_bins"])), "--seed", "0"]
+    argv += ["--epochs", str(options.epochs), "--validate_every", "50", "--unit_dropout", "0.2"]
+    load_script("training/pretrain.py").main(argv)
+    return out
+
+
+def bits_per_spike(rates: Array, counts: Array, null: Array) -> Array:
+    """Nats over the null model and spikes of each trial, (2, trials); rates (trials, bins, units)."""
+    known = null > 0  # a unit that is silent in training would make one spike infinitely unlikely
+    model = counts * np.log(np.maximum(rates, 1e-9)) - rates
+    mean = counts * np.log(np.maximum(null, 1e-9)) - null
+    return np.stack([((model - mean) * known).sum(axis=(1, 2)), (counts * known).sum(axis=(1, 2))])
+
+
+@torch.inference_mode()
+def predict_hidden(checkpoint: Path, windows: SiteWindows, site: int) -> Array:
+    """Rates of a site of which every bin is hidden, (trials, bins, units)."""
+    model, _ = load_pretrained(checkpoint)
+    rates = []
+    for batch in windows.batches(32):
+        masked = torch.zeros_like(batch["bin_mask"])
+        masked[:, site] = batch["bin_mask"][:, site]
+        rates.append(model(**batch, masked_bins=masked).log_rates[:, site].exp())
+    return torch.cat(rates).double().numpy()
+
+
+def of_site(windows: SiteWindows, site: int) -> Array:
+    """Counts of the units of a site, (trials, bins, units)."""
+    return windows.spike_counts[:, site][..., windows.unit_mask[site]].astype(np.float64)
+
+
+def predictors(windows: SiteWindows, site: int) -> Array:
+    """Square-rooted counts of all other sites, at a bin and the two before it, (trials, bins, features)."""
+    others = [of_site(windows, other) for other in range(windows.num_sites) if other != site]
+    roots = np.sqrt(np.concatenate(others, axis=-1))
+    shifted = [np.pad(roots, ((0, 0), (lag, 0), (0, 0)))[:, : roots.shape[1]] for lag in range(LAGS + 1)]
+    return np.concatenate(shifted, axis=-1)
+
+
+def reduced_rank(splits: dict[str, SiteWindows], site: int) -> tuple[Array, dict[str, float]]:
+    """Reduced-rank regression of deviations from the mean response, chosen on validation; rates on test."""
+    x = {split: predictors(windows, site) for split, windows in splits.items()}
+    y = {split: of_site(windows, site) for split, windows in splits.items()}
+    response, mean_x, null = y["train"].mean(axis=0), x["train"].mean(axis=0), y["train"].mean(axis=(0, 1))
+    features, targets = x["train"] - mean_x, y["train"] - response
+    features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1, targets.shape[-1])
+    gram = features.T @ features
+    best: tuple[float, Array, dict[str, float]] | None = None
+    for ridge in RIDGES:
+        full = np.linalg.solve(gram + ridge * np.eye(len(gram)), features.T @ targets)
+        directions = np.linalg.svd(features @ full, full_matrices=False)[2]
+        for rank in RANKS:
+            low = full @ directions[:rank].T @ directions[:rank]
+            for floor in FLOORS:
+
+                def rates(split: str, low: Array = low, floor: float = floor) -> Array:
+                    return np.maximum((x[split] - mean_x) @ low + response, floor * null + 1e-6)
+
+                gained, spikes = bits_per_spike(rates("validation"), y["validation"], null).sum(axis=1)
+                if best is None or gained / max(spikes, 1) > best[0]:
+                    best = (
+                        gained / max(spikes, 1),
+                        rates("test"),
+                        {"rank": rank, "ridge": ridge, "floor": floor},
+                    )
+    assert best is not None
+    return best[1], best[2]
+
+
+def hidden_areas(splits: dict[str, SiteWindows], checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
+    """Bits per spike of every way to predict each area from the others."""
+    rows = []
+    for site, name in enumerate(splits["test"].site_ids):
+        units = splits["test"].unit_mask[site]
+        train, test = of_site(splits["train"], site), of_site(splits["test"], site)
+        null, num_trials = train.mean(axis=(0, 1)), len(train)
+        found = {
+            label: predict_hidden(checkpoint, splits["test"], site)[..., units]
+            for label, checkpoint in checkpoints.items()
+        }
+        # One trial's worth of the mean rate, so that no bin that was empty in training is impossible.
+        found["mean response"] = np.broadcast_to((train.sum(axis=0) + null) / (num_trials + 1), test.shape)
+        found["reduced-rank linear"], chosen = reduced_rank(splits, site)
+        sums = {label: bits_per_spike(rates, test, null) for label, rates in found.items()}
+        bits = {label: float(one[0].sum() / (one[1].sum() * np.log(2))) for label, one in sums.items()}
+        rows.append({"area": name, "units": int(units.sum()), "spikes": int(test.sum()), **bits, **chosen})
+    return rows
+
+
+def classify(
+    checkpoint: Path, splits: dict[str, SiteWindows], labels: dict[str, NDArray[np.int64]], epochs: int
+) -> NDArray[np.int64]:
+    """Finetunes a checkpoint as a classifier of trials, and gives its classes on test trials."""
+    torch.manual_seed(0)
+    reference, _ = load_pretrained(checkpoint)
+    config = RPNTConfig.from_dict(reference.config.to_dict())
+    config.num_labels = 2
+    model = RPNTForSequenceClassification(config)
+    model.model.load_state_dict(reference.model.state_dict())
+    weight = torch.tensor(
+        len(labels["train"]) / (2 * np.bincount(labels["train"], minlength=2)), dtype=torch.float32
+    )
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": model.model.parameters(), "lr": 1e-4},
+            {"params": [*model.pooling.parameters(), *model.classifier.parameters()], "lr": 1e-3},
+        ],
+        weight_decay=0.1,
+    )
+    train = next(iter(splits["train"].batches(len(labels["train"]))))
+    best, chosen = -1.0, None
+    for _ in range(epochs):
+        model.train()
+        for batch in torch.randperm(len(labels["train"])).split(32):
+            logits = model(**{name: value[batch] for name, value in train.items()}).logits
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels["train"])[batch], weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.inference_mode():
+            classes = {
+                split: torch.cat([model(**batch).logits for batch in splits[split].batches(64)])
+                .argmax(1)
+                .numpy()
+                for split in ("validation", "test")
+            }
+        accuracy = balanced_accuracy_score(labels["validation"], classes["validation"])
+        if accuracy > best:
+            best, chosen = accuracy, classes["test"]
+    assert chosen is not None
+    return chosen
+
+
+def logistic(splits: dict[str, SiteWindows], labels: dict[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Logistic regression on counts of whole trials, or of four parts of them; classes on test trials."""
+    best, chosen = -1.0, None
+    for parts in (1, 4):
+        features = {}
+        for split, windows in splits.items():
+            counts = np.concatenate([of_site(windows, site) for site in range(windows.num_sites)], axis=-1)
+            pieces = np.array_split(counts, parts, axis=1)
+            features[split] = np.sqrt(np.concatenate([piece.sum(axis=1) for piece in pieces], axis=1))
+        for strength in STRENGTHS:
+            model = make_pipeline(
+                StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=300)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.fit(features["train"], labels["train"])
+            accuracy = balanced_accuracy_score(labels["validation"], model.predict(features["validation"]))
+            if accuracy > best:
+                best, chosen = accuracy, model.predict(features["test"])
+    assert chosen is not None
+    return chosen
+
+
+def accuracy_interval(truth: NDArray[np.int64], classes: NDArray[np.int64]) -> dict[str, float]:
+    """Balanced accuracy on test trials with its 95 % percentile interval."""
+    generator = np.random.default_rng(0)
+    drawn = []
+    while len(drawn) < NUM_RESAMPLES:
+        index = generator.integers(len(truth), size=len(truth))
+        if len(np.unique(truth[index])) == 2:
+            drawn.append(balanced_accuracy_score(truth[index], classes[index]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {"accuracy": float(balanced_accuracy_score(truth, classes)), "from": float(low), "to": float(high)}
+
+
+def run_file(
+    path: Path, folder: Path, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Everything about one file."""
+    data = build(path, folder, options.label_column)
+    checkpoints = {
+        name: pretrain(data, folder / f"model{layers}", layers, options)
+        for name, layers in (("RPNT", 2), ("RPNT, no spatial stage", 0))
+    }
+    _, processor = load_pretrained(checkpoints["RPNT"])
+    rows = {split: view_rows(load_rows(data, split=split)) for split in SPLITS}
+    size = max(row["num_bins"] for found in rows.values() for row in found)
+    splits = {split: cut_site_windows(found, processor, size) for split, found in rows.items()}
+    areas = [{"file": path.stem, **row} for row in hidden_areas(splits, checkpoints)]
+    if options.label_column is None:
+        return areas, []
+    labels = {
+        split: np.array([trial["label"] for row in found for trial in row["trials"]])
+        for split, found in rows.items()
+    }
+    classes = {
+        "RPNT": classify(checkpoints["RPNT"], splits, labels, options.classifier_epochs),
+        "RPNT, no spatial stage": classify(
+            checkpoints["RPNT, no spatial stage"], splits, labels, options.classifier_epochs
+        ),
+        "logistic regression": logistic(splits, labels),
+    }
+    outcomes = [
+        {"file": path.stem, "decoder": name, "trials": len(found), **accuracy_interval(labels["test"], found)}
+        for name, found in classes.items()
+    ]
+    return areas, outcomes
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="one simulated file, one epoch: does it run?")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of NWB files; needed but for --quick"
+    )
+    parser.add_argument("--files", type=int, metavar="N", help="only the first N files")
+    parser.add_argument("--label-column", default="feedback", metavar="NAME", help="classes of the trials")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser.add_argument("--epochs", type=int, default=60, metavar="N", help="of pretraining (60)")
+    parser.add_argument("--classifier-epochs", type=int, default=20, metavar="N", help="of finetuning (20)")
+    options = parser.parse_args()
+    if options.data is None and not options.quick:
+        parser.error("--data must name a folder of NWB files")
+    torch.set_num_threads(1)
+    areas: list[dict[str, Any]] = []
+    outcomes: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.quick:
+            options.epochs, options.label_column = 1, None
+            simulate_sites(num_sites=3, num_controls=1, num_trials=30).write(folder / "nwb")
+            options.data = folder / "nwb"
+        for path in find_nwb_files(options.data)[: options.files]:
+            more_areas, more_outcomes = run_file(path, folder / path.stem, options)
+            areas += more_areas
+            outcomes += more_outcomes
+            print(json.dumps({"areas": more_areas, "outcomes": more_outcomes}), flush=True)
+    print_table("Bits per spike of hidden areas", areas)
+    if outcomes:
+        print_table("Outcome of trials, balanced accuracy", outcomes)
+    save_results(options.out, "real_probes", {"areas": areas, "outcomes": outcomes})
+
+
+if __name__ == "__main__":
+    main()
