@@ -40,10 +40,9 @@ LOCK = ".lock"
 class TrainingProgress:
     """Where a run stands, saved in every checkpoint beside model, optimiser and random states.
 
-    Args:
-        None. Attributes: `epoch` and `batch` (the next one to run), `step` (optimiser steps done), `best`
-        (metrics of the best validation, with its step), `best_weights` (the weights then), `history` (one
-        dictionary per entry), `seconds` (time spent so far, validations included).
+    It takes no arguments. Its attributes are `epoch` and `batch` (the next one to run), `step` (optimiser
+    steps done), `best` (metrics of the best validation, with its step), `best_weights` (the weights then),
+    `history` (one dictionary per entry) and `seconds` (time spent so far, validations included).
     """
 
     def __init__(self) -> None:
