@@ -46,6 +46,7 @@ from rpnt_hf.optimization import (
 )
 from rpnt_hf.processes import (
     WholeState,
+    let_go,
     load_whole_weights,
     make_accelerator,
     make_loader,
@@ -177,6 +178,7 @@ def window_likelihoods(
         outputs = model(**inputs)
         if index < len(batches):
             sums[starts[index] : starts[index + 1]] = likelihood_sums(outputs.log_rates.float(), batch).cpu()
+    let_go(model)
     own = sums.to(accelerator.device, torch.float32 if accelerator.device.type == "mps" else torch.float64)
     return accelerator.reduce(own, "sum").cpu()
 

@@ -29,6 +29,7 @@ from .errors import ConfigurationError
 __all__ = [
     "SharedBatches",
     "WholeState",
+    "let_go",
     "load_whole_weights",
     "make_accelerator",
     "make_loader",
@@ -196,6 +197,17 @@ def shard_like_the_model(accelerator: Accelerator, module: nn.Module) -> None:
     """
     if accelerator.is_fsdp2:
         fsdp2_prepare_model(accelerator, module)
+
+
+def let_go(module: nn.Module) -> None:
+    """Drops the weights that a forward pass without a backward one has gathered from other processes.
+
+    Args:
+        module (`nn.Module`): May be spread over the processes.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
