@@ -1,0 +1,1 @@
+"""The page of `rpnt app`: recordings, live decoding, attention and finetuning in a browser."""

@@ -1,0 +1,641 @@
+"""The layout of the page and what its controls do, in Gradio.
+
+What happens behind a control is in the modules beside this one; here are only components and the wiring
+between them. Nothing is fetched from elsewhere: no telemetry, no fonts, no scripts.
+"""
+
+import functools
+import html
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+
+from rpnt_hf.configuration_rpnt import AXIS_UNITS, SITE_AXES
+from rpnt_hf.decoding import target_names
+from rpnt_hf.errors import CheckpointError, RPNTError
+from rpnt_hf.processing_rpnt import METADATA_AXES
+
+from .finetuning import SCRATCH, init_for_training, pack_decoder, start_training
+from .live import SPEEDS, decode_live
+from .probe import UNKNOWN, active_axes, attention_view, axis_range, metadata_view, probe_window
+from .session import BUNDLED_DECODER, SIMULATED, Session
+from .sites import connectivity_maps, sites_view
+from .views import (
+    default_series,
+    describe_scores,
+    facts_html,
+    observed_span,
+    recording_facts,
+    recording_window,
+)
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["DEFAULT_MAX_UPLOAD", "launch", "make_page"]
+
+DEFAULT_MAX_UPLOAD = "500mb"
+INDEX_AXES = ("subject", "task")
+FROM_DECODER, FROM_SCRATCH = "the decoder above", "scratch"
+MEAN = "mean of heads"
+
+HEAD = """\
+<div class="rpnt-head"><h1>RPNT</h1><p>Spikes in, movement out: a recording decoded bin by bin.</p></div>
+"""
+EXPLAIN = {
+    "attention": "Each column is one bin of the recording, each row an earlier one that it looks back to; "
+    "bright is much. Anchors are learned keys that stand outside of time: through them metadata act.",
+    "sites": "What the spikes of two sites have in common beyond shuffled trials of the same target, "
+    "and, where the decoder has spatial layers, how much each site attends to each. It is about prediction, "
+    "not anatomy.",
+    "metadata": "MRoPE rotates queries and keys by what is known of a recording: place of the site, subject, "
+    "day, task. Move a slider and see what the attention and the decoded movement make of it. A coordinate "
+    "that is unknown does not rotate; it drops out.",
+    "finetune": "Trains on 70 % of the trials, chooses on 10 %, and scores once on the 20 % that are left. "
+    "The new decoder is used above at once. It and the recording stay on this page and go when you close it.",
+}
+
+Updates = dict[Any, Any]
+
+
+def _note(text: str | None, kind: str = "") -> str:
+    """Writes a paragraph for the visitor; nothing where there is none."""
+    if not text:
+        return ""
+    role = ' role="alert"' if kind == "error" else ""
+    return f'<div class="rpnt-note {kind}"{role}>{html.escape(text)}</div>'
+
+
+def _view(kind: str) -> gr.HTML:
+    """Makes a view that `canvas.js` draws."""
+    return gr.HTML(
+        value=None,
+        html_template=f'<div class="rpnt-view" data-kind="{kind}"></div>',
+        js_on_load="window.rpnt.attach(element, props, watch)",
+        apply_default_css=False,
+        elem_id=f"view-{kind}",
+    )
+
+
+def _moment_slider(label: str, elem_id: str, scale: int) -> gr.Slider:
+    return gr.Slider(0, 1, 0, step=0.5, label=label, scale=scale, elem_id=elem_id)
+
+
+class _Page:
+    """The components of one page, and their handlers; whatever belongs to a visitor is in their session."""
+
+    def __init__(
+        self, blocks: gr.Blocks, checkpoints: Sequence[str], allow_folders: bool, max_steps: int
+    ) -> None:
+        self.blocks = blocks
+        self.offered = list(checkpoints)
+        self.max_steps = max_steps
+        self.session = gr.State(Session(allow_folders), delete_callback=Session.close)
+        gr.HTML(HEAD, apply_default_css=False)
+        self._lay_out_choice()
+        with gr.Tabs():
+            with gr.Tab("Decode", id="decode"):
+                self._lay_out_decoding()
+            with gr.Tab("Recording", id="recording"):
+                self._lay_out_recording()
+            with gr.Tab("Attention", id="attention"):
+                self._lay_out_attention()
+            with gr.Tab("Sites", id="sites") as self.sites_tab:
+                gr.Markdown(EXPLAIN["sites"], elem_classes="rpnt-explain")
+                self.sites = _view("sites")
+            with gr.Tab("Metadata", id="metadata"):
+                self._lay_out_metadata()
+            with gr.Tab("Finetune", id="finetune"):
+                self._lay_out_finetuning()
+        self._wire()
+
+    # Layout
+
+    def _lay_out_choice(self) -> None:
+        with gr.Row(equal_height=True):
+            self.recording = gr.Dropdown(
+                list(SIMULATED), value=next(iter(SIMULATED)), label="Recording", scale=5, elem_id="recording"
+            )
+            self.upload = gr.UploadButton("Upload NWB file", scale=2, min_width=150, elem_id="upload")
+            self.checkpoint = gr.Dropdown(
+                list(dict.fromkeys([*self.offered, BUNDLED_DECODER])),
+                value=(self.offered or [BUNDLED_DECODER])[0],
+                label="Decoder: bundled, OWNER/NAME on the Hub, or a folder",
+                allow_custom_value=True,
+                scale=5,
+                elem_id="checkpoint",
+            )
+        self.message = gr.HTML("", elem_id="message", apply_default_css=False)
+        self.facts = gr.HTML("", elem_id="facts", apply_default_css=False)
+
+    def _lay_out_decoding(self) -> None:
+        with gr.Row(equal_height=True):
+            self.speed = gr.Radio(list(SPEEDS), value="Real time", label="Speed", scale=3, elem_id="speed")
+            self.start = gr.Slider(0, 1, 0, step=1, label="From (s)", scale=2, elem_id="start")
+            self.seconds = gr.Slider(5, 300, 60, step=5, label="For (s)", scale=2, elem_id="seconds")
+        with gr.Row():
+            self.decode = gr.Button("Decode", variant="primary", elem_id="decode-button")
+            self.stop = gr.Button("Stop", elem_id="stop-button")
+            self.score = gr.Button("Score the whole recording", elem_id="score-button")
+        self.scores = gr.HTML("", elem_id="scores", apply_default_css=False)
+        self.live = _view("live")
+
+    def _lay_out_recording(self) -> None:
+        with gr.Row(equal_height=True):
+            self.window_start = gr.Slider(
+                0, 1, 0, step=0.5, label="From (s)", scale=4, elem_id="window-start"
+            )
+            self.window_seconds = gr.Radio(
+                [5, 10, 20, 60], value=10, label="Seconds shown", scale=2, elem_id="window-seconds"
+            )
+            self.series = gr.Dropdown([], label="Behaviour", scale=2, elem_id="series")
+        self.raster = _view("recording")
+
+    def _lay_out_attention(self) -> None:
+        gr.Markdown(EXPLAIN["attention"], elem_classes="rpnt-explain")
+        with gr.Row(equal_height=True):
+            self.attention_start = gr.Slider(
+                0, 1, 0, step=0.5, label="From (s)", scale=3, elem_id="att-start"
+            )
+            self.layer = gr.Dropdown([], label="Layer", scale=1, elem_id="layer", min_width=110)
+            self.head = gr.Dropdown([MEAN], value=MEAN, label="Head", scale=1, elem_id="head", min_width=110)
+            self.site = gr.Dropdown([], label="Site", scale=1, elem_id="site", min_width=110)
+        self.attention = _view("attention")
+
+    def _lay_out_metadata(self) -> None:
+        gr.Markdown(EXPLAIN["metadata"], elem_classes="rpnt-explain")
+        self.axes: dict[str, Any] = {}
+        with gr.Row(equal_height=True):
+            for axis in METADATA_AXES:
+                label = f"{axis.replace('_', ' ')} ({AXIS_UNITS[axis]})"
+                if axis in INDEX_AXES:
+                    self.axes[axis] = gr.Dropdown(
+                        [UNKNOWN], value=UNKNOWN, label=axis, min_width=130, elem_id=f"axis-{axis}"
+                    )
+                else:
+                    self.axes[axis] = gr.Slider(
+                        -10, 10, 0, step=0.5, label=label, min_width=150, elem_id=f"axis-{axis}"
+                    )
+        with gr.Row(equal_height=True):
+            self.metadata_start = _moment_slider("Window from (s)", "meta-start", scale=1)
+            self.metadata_site = gr.Dropdown([], label="Site whose place is moved", elem_id="meta-site")
+            self.unknown = gr.CheckboxGroup(
+                ["site position", "day"], label="Treat as unknown", elem_id="unknown"
+            )
+            self.reset = gr.Button("As recorded", elem_id="reset-button")
+        self.metadata = _view("metadata")
+
+    def _lay_out_finetuning(self) -> None:
+        gr.Markdown(EXPLAIN["finetune"], elem_classes="rpnt-explain")
+        with gr.Row(equal_height=True):
+            self.init = gr.Radio(
+                [FROM_DECODER, FROM_SCRATCH], value=FROM_DECODER, label="Start from", elem_id="init"
+            )
+            self.steps = gr.Slider(
+                20, self.max_steps, 300, step=20, label="Training steps, about", elem_id="steps"
+            )
+            self.target = gr.Dropdown([], label="Behaviour to decode (from scratch)", elem_id="target")
+            self.bin_size = gr.Dropdown(
+                [0.02, 0.05, 0.1], value=0.05, label="Bin size in s (from scratch)", elem_id="bin-size"
+            )
+        with gr.Row():
+            self.train = gr.Button("Train", variant="primary", elem_id="train-button")
+            self.cancel = gr.Button("Cancel", elem_id="cancel-button")
+            self.download = gr.DownloadButton("Download the decoder", interactive=False, elem_id="download")
+        self.outcome = gr.HTML("", elem_id="outcome", apply_default_css=False)
+        self.training = _view("training")
+
+    # Wiring
+
+    def _wire(self) -> None:
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        slow = {"show_progress": "hidden", "api_visibility": "private"}
+        latest = {**quick, "trigger_mode": "always_last"}
+        everything = [*self._shown(), self.recording, self.checkpoint]
+        chosen = [self.session, self.recording, self.checkpoint]
+        self.blocks.load(self._guarded(self._open), chosen, everything, **quick)
+        self.recording.input(
+            self._guarded(self._choose_recording), [self.session, self.recording], everything, **quick
+        )
+        self.upload.upload(self._guarded(self._upload), [self.session, self.upload], everything, **quick)
+        gr.on(
+            [self.checkpoint.select, self.checkpoint.blur, self.checkpoint.change],
+            self._guarded(self._choose_checkpoint), [self.session, self.checkpoint], everything, **quick,
+        )  # fmt: skip
+        self.decode.click(
+            self._decode, [self.session, self.start, self.seconds, self.speed],
+            [self.live, self.message], concurrency_limit=8, **slow,
+        )  # fmt: skip
+        self.stop.click(self._stop, [self.session], None, **quick)
+        self.score.click(self._guarded(self._score), [self.session], [self.scores, self.message], **quick)
+
+        window = [self.session, self.window_start, self.window_seconds, self.series]
+        gr.on(
+            [self.window_start.input, self.window_seconds.input, self.series.input],
+            self._guarded(self._draw_recording), window, [self.raster, self.message], **latest,
+        )  # fmt: skip
+        chosen = [self.session, self.attention_start, self.layer, self.head, self.site]
+        gr.on(
+            [self.attention_start.input, self.layer.input, self.head.input, self.site.input],
+            self._guarded(self._draw_attention), chosen, [self.attention, self.message], **latest,
+        )  # fmt: skip
+        self.sites_tab.select(
+            self._guarded(self._draw_sites), [self.session, self.attention_start],
+            [self.sites, self.message], **quick,
+        )  # fmt: skip
+        controls = [*self.axes.values(), self.metadata_start, self.metadata_site, self.unknown]
+        gr.on(
+            [control.input for control in controls],
+            self._guarded(self._draw_metadata),
+            [self.session, *controls],
+            [self.metadata, self.message],
+            **latest,
+        )
+        self.reset.click(
+            self._guarded(self._reset_metadata), [self.session, self.metadata_start],
+            [*controls, self.metadata, self.message], **quick,
+        )  # fmt: skip
+        self.train.click(
+            self._train, [self.session, self.init, self.steps, self.target, self.bin_size],
+            [*everything, self.training, self.outcome, self.download], concurrency_limit=2, **slow,
+        )  # fmt: skip
+        self.cancel.click(self._cancel, [self.session], None, **quick)
+
+    def _shown(self) -> list[Any]:
+        """Everything that changes with the recording or the decoder."""
+        return [
+            self.message, self.facts, self.scores, self.start, self.window_start, self.series, self.raster,
+            self.live, self.attention_start, self.layer, self.head, self.site, self.attention, self.sites,
+            *self.axes.values(), self.metadata_start, self.metadata_site, self.unknown, self.metadata,
+            self.target, self.init,
+        ]  # fmt: skip
+
+    def _guarded(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+        """Shows the paragraph of an error in the page, where all else stays as it was."""
+
+        @functools.wraps(handler)
+        def guarded(*arguments: Any) -> Updates:
+            try:
+                updates = handler(*arguments)
+            except RPNTError as error:
+                return {self.message: _note(str(error), "error")}
+            return {self.message: "", **updates}
+
+        return guarded
+
+    # Recording and decoder
+
+    def _open(self, session: Session, recording: str, checkpoint: str) -> Updates:
+        session.open_simulated(recording)
+        session.open_checkpoint(checkpoint)
+        return self._refresh(session)
+
+    def _choose_recording(self, session: Session, name: str) -> Updates:
+        session.open_simulated(name)
+        return self._refresh(session)
+
+    def _upload(self, session: Session, path: str) -> Updates:
+        name = session.open_upload(path)
+        choices = [*SIMULATED, name]
+        return {**self._refresh(session), self.recording: gr.update(choices=choices, value=name)}
+
+    def _choose_checkpoint(self, session: Session, name: str) -> Updates:
+        if (name or "").strip() == session.checkpoint:
+            return {}
+        session.open_checkpoint(name)
+        return self._refresh(session)
+
+    def _refresh(self, session: Session) -> Updates:
+        """Everything that changes with the recording or the decoder."""
+        recording, model, _ = session.loaded()
+        low, high = observed_span(recording)
+        obstacle = session.obstacle()
+        moment = {"minimum": math.floor(low), "maximum": max(math.floor(high - 1), math.floor(low) + 1)}
+        at = {**moment, "value": math.floor(low)}
+        names = list(recording.behavior)
+        series = default_series(recording)
+        num_layers, num_heads = model.config.num_hidden_layers, model.config.num_attention_heads
+        sites = [(name, index) for index, name in enumerate(recording.site_ids)]
+        several = len(sites) > 1
+        updates: Updates = {
+            self.message: _note(obstacle and f"{obstacle} Or train a decoder of it: tab Finetune."),
+            self.facts: facts_html(recording_facts(recording)),
+            self.scores: "",
+            self.live: None,
+            self.sites: None,
+            self.start: gr.update(**at),
+            self.window_start: gr.update(**at),
+            self.series: gr.update(choices=names, value=series),
+            self.raster: recording_window(recording, low, 10.0, series),
+            self.attention_start: gr.update(**at),
+            self.metadata_start: gr.update(**at),
+            self.layer: gr.update(choices=[(str(i + 1), i) for i in range(num_layers)], value=num_layers - 1),
+            self.head: gr.update(choices=[MEAN, *(str(i + 1) for i in range(num_heads))], value=MEAN),
+            self.site: gr.update(choices=sites, value=0, visible=several),
+            self.metadata_site: gr.update(choices=sites, value=0, visible=several),
+            self.target: gr.update(choices=names, value=series),
+            self.init: gr.update(value=FROM_DECODER if not several else FROM_SCRATCH),
+            self.attention: None,
+            self.metadata: None,
+        }
+        updates |= self._metadata_controls(session, math.floor(low))
+        if obstacle is None:
+            updates |= self._draw_attention(session, low, num_layers - 1, MEAN, 0)
+            updates[self.metadata] = self._metadata_message(session, low, {}, 0)
+        return updates
+
+    # Decode
+
+    def _decode(self, session: Session, start: float, seconds: float, speed: str) -> Iterator[Updates]:
+        try:
+            recording, model, processor = session.loaded()
+            session.live_run += 1
+            run_id = session.live_run
+            messages = decode_live(
+                model, processor, recording, float(start), float(seconds), SPEEDS[speed],
+                lambda: session.live_run == run_id, run_id,
+            )  # fmt: skip
+            for message in messages:
+                yield {self.live: message, self.message: ""}
+        except RPNTError as error:
+            yield {self.message: _note(str(error), "error")}
+
+    def _stop(self, session: Session) -> None:
+        session.live_run += 1
+
+    def _score(self, session: Session) -> Updates:
+        scores = session.scores()
+        if scores is None:
+            return {self.scores: "", self.message: _note(session.obstacle(), "error")}
+        named = zip(describe_scores(scores), ("main", "minor"), strict=True)
+        cells = [(f"{name}, whole recording", value, note, kind) for (name, value, note), kind in named]
+        return {self.scores: _tiles(*cells)}
+
+    # Views
+
+    def _draw_recording(self, session: Session, start: float, seconds: float, series: str | None) -> Updates:
+        recording, _, _ = session.loaded()
+        return {self.raster: recording_window(recording, float(start), float(seconds), series)}
+
+    def _probe(self, session: Session, start: float) -> Any:
+        """One window with attention weights; the last one is kept."""
+        recording, model, processor = session.loaded()
+        with session.lock:
+            if session.attention is None or session.attention[0] != start:
+                session.attention = (start, probe_window(model, processor, recording, start))
+            return session.attention[1]
+
+    def _draw_attention(self, session: Session, start: float, layer: int, head: str, site: int) -> Updates:
+        recording, _, _ = session.loaded()
+        probe = self._probe(session, float(start))
+        number = None if head == MEAN else int(head) - 1
+        names = recording.site_ids
+        view = attention_view(probe, names, int(layer or 0), number, int(site or 0))
+        return {self.attention: {**view, "site": view["site"] if len(names) > 1 else ""}}
+
+    def _draw_sites(self, session: Session, start: float) -> Updates:
+        recording, _, processor = session.loaded()
+        probe = None if session.obstacle() else self._probe(session, float(start))
+        maps = connectivity_maps(recording, processor.bin_size)
+        return {self.sites: sites_view(maps, probe, recording.site_ids)}
+
+    # Metadata
+
+    def _metadata_controls(self, session: Session, start: float) -> Updates:
+        """Sets the controls to what the recording says, and shows those that the decoder looks at."""
+        recording, model, processor = session.loaded()
+        active = active_axes(model, processor)
+        recorded = processor.metadata(
+            recording.site_positions, len(recording.site_ids), recording.session_id, recording.subject_id,
+            recording.task, recording.recording_date,
+        )[0]  # fmt: skip
+        updates: Updates = {}
+        unknown = set()
+        for axis, control in self.axes.items():
+            if axis not in active:
+                updates[control] = gr.update(visible=False)
+                continue
+            value = float(recorded[processor.metadata_axes.index(axis)])
+            if axis in INDEX_AXES:
+                known = processor.subjects if axis == "subject" else processor.tasks
+                at = UNKNOWN if math.isnan(value) else known[int(value)]
+                updates[control] = gr.update(choices=[*known, UNKNOWN], value=at, visible=True)
+            else:
+                low, high = axis_range(axis, value)
+                if math.isnan(value):
+                    unknown.add("site position" if axis in SITE_AXES else axis)
+                at = 0.0 if math.isnan(value) else round(value, 2)
+                step = 0.1 if axis in SITE_AXES else 1
+                updates[control] = gr.update(minimum=low, maximum=high, value=at, step=step, visible=True)
+        updates[self.unknown] = gr.update(value=sorted(unknown), visible=bool(active))
+        return updates
+
+    def _metadata_message(
+        self, session: Session, start: float, changed: dict[tuple[int, str], float], site: int
+    ) -> dict[str, Any]:
+        recording, model, processor = session.loaded()
+        recorded = self._probe(session, float(start))
+        with session.lock:
+            other = probe_window(model, processor, recording, float(start), changed) if changed else recorded
+        view = metadata_view(
+            recorded, other, processor.metadata_axes, model.config.num_hidden_layers - 1, site
+        )
+        names = [name.replace("_", " ") for name in target_names(model)]
+        return {**view, "names": names, "unit": (model.config.target_units or [""])[0]}
+
+    def _draw_metadata(self, session: Session, *values: Any) -> Updates:
+        recording, model, processor = session.loaded()
+        of_axes, (start, site, unknown) = values[: len(self.axes)], values[len(self.axes) :]
+        site = int(site or 0)
+        changed: dict[tuple[int, str], float] = {}
+        active = active_axes(model, processor)
+        for axis, value in zip(self.axes, of_axes, strict=True):
+            if axis not in active:
+                continue
+            if axis in INDEX_AXES:
+                known = processor.subjects if axis == "subject" else processor.tasks
+                number = math.nan if value == UNKNOWN else float(known.index(value))
+            else:
+                hidden = "site position" if axis in SITE_AXES else axis
+                number = math.nan if hidden in unknown else float(value)
+            chosen = [site] if axis in SITE_AXES else range(len(recording.site_ids))
+            changed |= {(one, axis): number for one in chosen}
+        return {self.metadata: self._metadata_message(session, start, changed, site)}
+
+    def _reset_metadata(self, session: Session, start: float) -> Updates:
+        message = self._metadata_message(session, start, {}, 0)
+        return {**self._metadata_controls(session, start), self.metadata: message}
+
+    # Finetune
+
+    def _train(
+        self, session: Session, init: str, steps: float, behavior: str, bin_size: float
+    ) -> Iterator[Updates]:
+        try:
+            yield from self._training_messages(session, init, int(steps), behavior, float(bin_size))
+        except RPNTError as error:
+            yield {self.message: _note(str(error), "error"), self.training: None}
+
+    def _training_messages(
+        self, session: Session, init: str, steps: int, behavior: str, bin_size: float
+    ) -> Iterator[Updates]:
+        recording, _, processor = session.loaded()
+        if session.training is not None and session.training.is_running:
+            raise CheckpointError("One training at a time: this page has one under way. Cancel it, or wait.")
+        if not recording.behavior:
+            raise CheckpointError(
+                f"A recording must have behaviour to train on, got none in session '{recording.session_id}'. "
+                "Upload a file with a series such as `cursor_vel`."
+            )
+        number = len(session.trained) + 1
+        folder = session.folder / f"training-{number}-{session.live_run}"
+        folder.mkdir(parents=True)
+        nothing = {"step": 0, "steps": 0, "curve": []}
+        yield {
+            self.training: _training_view(nothing, "starting", "Building the dataset."),
+            self.message: "",
+            self.outcome: "",
+            self.download: gr.update(interactive=False),
+        }
+        start = SCRATCH if init == FROM_SCRATCH else init_for_training(session.checkpoint, session.trained)
+        run = start_training(
+            recording, folder, start, steps, processor=processor, behavior=behavior, bin_size=bin_size
+        )
+        session.training = run
+        try:
+            while run.is_running:
+                run.wait(0.25)
+                progress = run.progress()
+                yield {self.training: _training_view(progress, "running", _progress_words(progress))}
+        finally:  # also where the visitor left
+            if run.is_running:
+                run.cancel()
+        results = run.finish()
+        name = f"trained here {number}: {recording.session_id}"
+        session.trained[name] = run.output
+        packed = pack_decoder(run.output, session.folder / f"decoder-{number}.zip")
+        session.open_checkpoint(name)
+        progress = run.progress()
+        progress["step"] = progress["steps"]
+        done = _training_view(progress, "done", f"Done in {progress['seconds']:.0f} s.")
+        yield {
+            **self._refresh(session),
+            self.message: _note(f"'{name}' is used on this page now. Press Decode to see it.", "good"),
+            self.checkpoint: gr.update(choices=session.checkpoints(self.offered), value=name),
+            self.training: done,
+            self.outcome: _outcome(results),
+            self.download: gr.update(value=str(packed), interactive=True),
+        }
+
+    def _cancel(self, session: Session) -> None:
+        if session.training is not None:
+            session.training.cancel()
+
+
+def _progress_words(progress: dict[str, Any]) -> str:
+    if not progress["steps"]:
+        return f"Starting: {progress['seconds']:.0f} s."
+    words = f"Step {progress['step']} of {progress['steps']}"
+    if progress["steps_per_second"]:
+        words += f", {progress['steps_per_second']:.1f} a second, about {progress['seconds_left']:.0f} s left"
+    return words + "."
+
+
+def _outcome(results: dict[str, Any]) -> str:
+    """Says what the training came to, as tiles."""
+    test = results["test"]
+    r2, interval = test["r2"], (test.get("intervals") or {}).get("r2")
+    between = f", 95 % {interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
+    validation, steps = results["validation"]["r2"], results["training"]["steps"]
+    return _tiles(
+        ("R2 on test trials", _score(r2), f"{test['trials']} trials it never saw{between}", "main"),
+        ("R2 on validation trials", _score(validation), "it was chosen on these: no test", "minor"),
+        ("trained on", f"{results['training_trials']} trials", f"{steps} steps", ""),
+    )
+
+
+def _score(r2: float | None) -> str:
+    return "-" if r2 is None else f"{r2:.3f}"
+
+
+def _tiles(*cells: tuple[str, str, str, str]) -> str:
+    """Writes name, value, note and kind of each tile."""
+    tiles = "".join(
+        f'<div class="rpnt-tile {kind}"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
+        f"<small>{html.escape(note)}</small></div>"
+        for name, value, note, kind in cells
+    )
+    return f'<div class="rpnt-tiles">{tiles}</div>'
+
+
+def _training_view(progress: dict[str, Any], state: str, message: str) -> dict[str, Any]:
+    return {**progress, "state": state, "message": message}
+
+
+def _theme() -> gr.themes.Base:
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.blue, neutral_hue=gr.themes.colors.gray, radius_size="md", text_size="md"
+    )
+
+
+def make_page(
+    checkpoints: Sequence[str] = (), allow_folders: bool = True, max_steps: int = 2000
+) -> gr.Blocks:
+    """Makes the page.
+
+    Args:
+        checkpoints (`Sequence[str]`, *optional*, defaults to `()`): Decoders to offer beside the bundled one;
+            the first is chosen.
+        allow_folders (`bool`, *optional*, defaults to `True`): Whether visitors may name folders of this
+            machine as checkpoints.
+        max_steps (`int`, *optional*, defaults to 2000): Longest training that visitors may ask for.
+
+    Returns:
+        `gr.Blocks`: The page, for `launch`.
+    """
+    with gr.Blocks(title="RPNT", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        _Page(blocks, checkpoints, allow_folders, max_steps)
+    return blocks
+
+
+def launch(
+    blocks: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    max_upload: str = DEFAULT_MAX_UPLOAD,
+    **options: Any,
+) -> tuple[Any, str, Any]:
+    """Serves a page.
+
+    Args:
+        blocks (`gr.Blocks`): From `make_page`.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`): Address to listen on; "0.0.0.0" lets others in.
+        port (`int`, *optional*): Port; a free one from 7860 on where left out.
+        max_upload (`str`, *optional*, defaults to `"500mb"`): Largest upload.
+        **options: Further arguments of `gr.Blocks.launch`.
+
+    Returns:
+        `tuple`: The server, its address on this machine, and its public address (none).
+    """
+    folder = Path(__file__).parent
+    script = (folder / "canvas.js").read_text(encoding="utf-8")
+    served: tuple[Any, str, Any] = blocks.queue(default_concurrency_limit=8).launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=max_upload,
+        theme=_theme(),
+        css=(folder / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{script}</script>",
+        footer_links=[],
+        ssr_mode=False,
+        quiet=True,
+        share=False,
+        **options,
+    )
+    return served
