@@ -1,10 +1,14 @@
 """Units carried over to a new session without labels (stabilization.py)."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, load_decoder, simulate
+from rpnt_hf.cli import main
+from rpnt_hf.data.nwb_writer import write_nwb
 from rpnt_hf.errors import CheckpointError, DatasetError
 from rpnt_hf.stabilization import align_units, carry_units, find_reference
 
@@ -135,3 +139,55 @@ def test_the_reference_is_the_latest_session_of_the_subject_with_the_same_units(
     assert find_reference(processor, "new", ["a", "b", "c"]) == "a"
     with pytest.raises(CheckpointError, match="shares at least 4 `unit_ids` with 'new', got 3 at most"):
         find_reference(processor, "new", ["a", "b", "c"], minimum=4)
+
+
+@pytest.fixture(scope="module")
+def two_days(tmp_path_factory):
+    """A decoder that knows the first day of a subject, and the files of both days."""
+    folder = tmp_path_factory.mktemp("two_days")
+    monday, tuesday = simulate(num_subjects=1, sessions_per_subject=2, num_units=20, num_trials=30, seed=1)
+    files = [folder / "monday.nwb", folder / "tuesday.nwb"]
+    for recording, path in zip((monday, tuesday), files, strict=True):
+        write_nwb(recording, path)
+    facts = {"subject_id": "A", "unit_sites": monday.unit_sites, "recording_date": monday.recording_date}
+    processor = RPNTProcessor(
+        bin_size=0.05, sessions={monday.session_id: monday.unit_ids},
+        session_facts={monday.session_id: facts},
+        behavior_names=["cursor_vel_x", "cursor_vel_y"], behavior_units=["cm/s", "cm/s"], window_bins=40,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = RPNTConfig.preset(
+        "tiny", num_units=20, num_targets=2, target_names=["cursor_vel_x", "cursor_vel_y"],
+        target_units=["cm/s", "cm/s"], attention_window=10,
+    )  # fmt: skip
+    RPNTForMotorDecoding(config).save_pretrained(folder / "decoder")
+    processor.save_pretrained(folder / "decoder")
+    return folder, monday, tuesday
+
+
+def test_rpnt_adapt_leaves_a_decoder_of_the_new_day(two_days, tmp_path, capsys, caplog):
+    folder, monday, tuesday = two_days
+    arguments = [str(folder / "decoder"), str(folder / "tuesday.nwb"), "--out", str(tmp_path / "adapted")]
+    assert main(["adapt", *arguments, "--reference", str(folder / "monday.nwb"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["reference"] == monday.session_id
+    assert facts["shared_units"] == len(set(monday.unit_ids) & set(tuesday.unit_ids))
+    assert facts["misfit"] < facts["shuffled_misfit"]
+    model, processor = load_decoder(str(tmp_path / "adapted"))
+    assert list(processor.sessions) == [monday.session_id, tuesday.session_id]
+    before, _ = load_decoder(str(folder / "decoder"))
+    np.testing.assert_array_equal(
+        model.get_input_embeddings().weight[:20].detach(), before.get_input_embeddings().weight.detach()
+    )
+    assert main(["decode", str(tmp_path / "adapted"), str(folder / "tuesday.nwb"), "--json"]) == 0
+    assert not any("predictions mean little" in record.message for record in caplog.records)
+
+
+def test_rpnt_adapt_refuses_another_reference_and_leaves_nothing(two_days, tmp_path, capsys):
+    folder, monday, _ = two_days
+    arguments = [str(folder / "decoder"), str(folder / "tuesday.nwb"), "--out", str(tmp_path / "adapted")]
+    assert main(["adapt", *arguments, "--reference", str(folder / "tuesday.nwb")]) == 2
+    assert f"must be the recording of session '{monday.session_id}'" in capsys.readouterr().err
+    assert main(["adapt", str(folder / "decoder"), str(folder / "monday.nwb"), *arguments[2:]]) == 2
+    assert "can be added once" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

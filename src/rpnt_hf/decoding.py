@@ -264,7 +264,8 @@ def bin_recording(processor: RPNTProcessor, recording: Recording) -> list[Binned
             f"{processor.bin_size} s, got none."
         )
     decoded_sessions = sorted({known["session_id"] for known in processor.fitted_intervals})
-    if decoded_sessions and recording.session_id not in decoded_sessions:
+    is_aligned = "aligned_to" in processor.session_facts.get(recording.session_id, {})
+    if decoded_sessions and recording.session_id not in decoded_sessions and not is_aligned:
         logger.warning(
             "This decoder was not trained to decode session '%s', only %s: its predictions mean little.",
             recording.session_id, ", ".join(decoded_sessions),

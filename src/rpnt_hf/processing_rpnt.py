@@ -175,6 +175,12 @@ class RPNTProcessor(FeatureExtractionMixin):
                 raise InputError(
                     f"Rows of session '{row['session_id']}' must have the same units, got two lists."
                 )
+            if row["subject_id"] != facts[row["session_id"]]["subject_id"]:
+                raise InputError(
+                    f"Rows of session '{row['session_id']}' must be of one subject, got "
+                    f"'{facts[row['session_id']]['subject_id']}' and '{row['subject_id']}'. Give the "
+                    "sessions ids of their own."
+                )
             if row["bin_size"] != first["bin_size"]:
                 raise InputError(
                     f"All rows must have the same `bin_size`, got {first['bin_size']} s in session "
@@ -230,6 +236,7 @@ class RPNTProcessor(FeatureExtractionMixin):
         subject_id: str | None = None,
         task: str | None = None,
         recording_date: str | datetime.date | None = None,
+        aligned_to: str | None = None,
     ) -> range:
         """Appends the units of a new session to the vocabulary.
 
@@ -244,6 +251,7 @@ class RPNTProcessor(FeatureExtractionMixin):
             subject_id (`str`, *optional*): The subject.
             task (`str`, *optional*): The task.
             recording_date (`str` or `datetime.date`, *optional*): The day of recording.
+            aligned_to (`str`, *optional*): The session that its units were carried over from without labels.
 
         Returns:
             `range`: Rows of the unit embedding that belong to it.
@@ -274,6 +282,7 @@ class RPNTProcessor(FeatureExtractionMixin):
             "subject_id": subject_id,
             "task": task,
             "recording_date": date.isoformat() if date else None,
+            "aligned_to": aligned_to,
         }
         self.session_facts[session_id] = {name: fact for name, fact in facts.items() if fact is not None}
         self.sessions[session_id] = unit_ids
@@ -428,7 +437,7 @@ class RPNTProcessor(FeatureExtractionMixin):
 
         Args:
             site_positions (array of shape `(sites, 3)`, *optional*): Positions in mm, NaN or None where
-            unknown.
+                unknown.
             num_sites (`int`): Number of sites.
             session_id (`str`, *optional*): For the log line that says what is unknown.
             subject_id (`str`, *optional*): The subject; one that is not known gives NaN.

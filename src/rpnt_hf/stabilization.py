@@ -9,7 +9,10 @@ Not for sessions without a unit in common: unlabelled activity of a reaching tas
 directions are turned, so that nothing could tell which turn is right.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +20,14 @@ from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
 from sklearn.decomposition import FactorAnalysis
 
-from rpnt_hf.errors import CheckpointError, DatasetError
+from rpnt_hf.data.binning import bin_spikes
+from rpnt_hf.data.nwb import Recording
+from rpnt_hf.disk import explain_disk_errors
+from rpnt_hf.errors import CheckpointError, DatasetError, DiskError, InputError
 from rpnt_hf.modeling_rpnt import RPNTPreTrainedModel
-from rpnt_hf.processing_rpnt import RPNTProcessor
+from rpnt_hf.processing_rpnt import SESSION_FACTS, RPNTProcessor
 
-__all__ = ["align_units", "carry_units", "find_reference"]
+__all__ = ["adapt_decoder", "add_session", "align_units", "carry_units", "find_reference", "save_decoder"]
 
 NUM_FACTORS = 10
 STABLE_SHARE = 0.7  # of the shared units, those that fit best decide the alignment
@@ -29,6 +35,101 @@ NUM_ROUNDS = 10
 NUM_SHUFFLES, CHANCE = 99, 0.05  # shared ids must fit better than shuffled ones
 
 Array = NDArray[np.float64]
+
+
+def adapt_decoder(
+    model: RPNTPreTrainedModel,
+    processor: RPNTProcessor,
+    recording: Recording,
+    reference: Recording | None = None,
+    seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Carries a decoder over to a recording of a new session.
+
+    Args:
+        model (`RPNTPreTrainedModel`): The decoder; changed in place.
+        processor (`RPNTProcessor`): Its processor; changed in place.
+        recording (`Recording`): The new session. Its behaviour is not looked at.
+        reference (`Recording`, *optional*): The session that the units are carried over from; where it is
+            given, units are aligned, else only carried.
+        seconds (`float`, *optional*, defaults to 60.0): Length of activity of the new session to align by.
+
+    Returns:
+        `dict`: `reference`, and what `align_units` gives.
+
+    Raises:
+        CheckpointError: No session of the same subject shares units with it.
+        DatasetError: As in `align_units`.
+        InputError: The session is known already, or `reference` is not the session that units come from.
+    """
+    session = {name: getattr(recording, name) for name in ("session_id", "unit_ids", *SESSION_FACTS)}
+    reference_id = add_session(model, processor, session)
+    carry_units(model, processor, recording.session_id, reference_id)
+    if reference is None:
+        return {"reference": reference_id}
+    if reference.session_id != reference_id or reference.unit_ids != processor.sessions[reference_id]:
+        raise InputError(
+            f"`reference` must be the recording of session '{reference_id}', from which the units come, with "
+            f"the units that it was trained on, got '{reference.session_id}' with "
+            f"{len(reference.unit_ids)} units. Give that recording."
+        )
+    counts, reference_counts = (
+        np.concatenate([interval.counts for interval in bin_spikes(one, processor.bin_size)])
+        for one in (recording, reference)
+    )
+    counts = counts[: round(seconds / processor.bin_size)]
+    return {
+        "reference": reference_id,
+        **align_units(model, processor, recording.session_id, reference_id, counts, reference_counts),
+    }
+
+
+def save_decoder(model: RPNTPreTrainedModel, processor: RPNTProcessor, folder: str | Path) -> None:
+    """Saves a model and its processor into a new folder, whole or not at all.
+
+    Args:
+        model (`RPNTPreTrainedModel`): The model.
+        processor (`RPNTProcessor`): Its processor.
+        folder (`str` or `Path`): Does not exist, or is empty.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    folder = Path(folder)
+    with explain_disk_errors(folder, DiskError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as unfinished:
+            target = Path(unfinished) / folder.name
+            model.save_pretrained(target)
+            processor.save_pretrained(target)
+            target.replace(folder)
+
+
+def add_session(model: RPNTPreTrainedModel, processor: RPNTProcessor, session: Mapping[str, Any]) -> str:
+    """Adds a session whose units a checkpoint does not know, and finds where to carry its units over from.
+
+    Args:
+        model (`RPNTPreTrainedModel`): With `unit_embedding` "vocabulary"; gets rows for the units.
+        processor (`RPNTProcessor`): Its processor; gets the session.
+        session (`Mapping`): `session_id`, `unit_ids` and the other facts of a row of a built dataset.
+
+    Returns:
+        `str`: The reference session; see `find_reference`.
+
+    Raises:
+        CheckpointError: No session of the same subject shares units with it.
+        ConfigurationError: The model has slots instead of a vocabulary of units.
+        InputError: The session is known already.
+    """
+    known = list(processor.sessions)
+    facts = {name: session[name] for name in SESSION_FACTS}
+    session_id = session["session_id"]
+    trial = RPNTProcessor.from_dict(processor.to_dict())
+    trial.add_session(session_id, list(session["unit_ids"]), **facts)
+    reference_id = find_reference(trial, session_id, known)
+    model.resize_unit_vocabulary(trial.num_units)
+    processor.add_session(session_id, list(session["unit_ids"]), **facts, aligned_to=reference_id)
+    return reference_id
 
 
 def find_reference(processor: RPNTProcessor, session_id: str, known: Sequence[str], minimum: int = 2) -> str:
@@ -91,7 +192,7 @@ def align_units(
     reference_id: str,
     counts: NDArray[np.integer],
     reference_counts: NDArray[np.integer],
-) -> None:
+) -> dict[str, float]:
     """Gives the units of a session embeddings that agree with how they fire together.
 
     Factors of the root of counts are found in both sessions, those of the new one turned so that the shared
@@ -107,6 +208,11 @@ def align_units(
         reference_id (`str`): A session that the weights were trained on.
         counts (`np.ndarray` of shape `(bins, units)`): Unlabelled spike counts of the new session; a minute.
         reference_counts (`np.ndarray` of shape `(bins, units)`): Those of the reference session.
+
+    Returns:
+        `dict[str, float]`: `shared_units`, `new_units`, `factors`, `misfit` and `shuffled_misfit` (between 0
+        and 1; of the shared units, and of units paired at random), and `moved` (mean part of the way that the
+        shared units went).
 
     Raises:
         DatasetError: There are too few bins, or the shared units do not fit better than shuffled ones, so
@@ -141,6 +247,14 @@ def align_units(
     part = np.maximum(0, 1 - noise / np.maximum(change, 1e-12))
     aligned[new] = rows[old] + part[:, None] * (aligned[new] - (old_weights @ readout)[old])
     _write(model, processor, session_id, aligned * _share(processor, session_id, reference_id))
+    return {
+        "shared_units": len(new),
+        "new_units": len(aligned) - len(new),
+        "factors": num_factors,
+        "misfit": misfit,
+        "shuffled_misfit": float(np.median(shuffled)),
+        "moved": float(part.mean()),
+    }
 
 
 def _factors(counts: NDArray[np.integer], num_factors: int) -> tuple[Array, Array]:
@@ -155,13 +269,19 @@ def _factors(counts: NDArray[np.integer], num_factors: int) -> tuple[Array, Arra
 
 
 def _noise(counts: NDArray[np.integer], units: list[int], loadings: Array, num_bins: int) -> Array:
-    """Squared changes of loadings between parts of a session, as long as the new one, and the whole."""
+    """Squared change of loadings to expect of a session of so many bins in which nothing has changed.
+
+    From parts of this session against the whole. Parts share bins with it, a new session does not: with a
+    share f, variances of differences are as (1 - f) to (1 + f).
+    """
     changes = []
-    for part in np.array_split(counts, max(2, len(counts) // num_bins)):
+    parts = np.array_split(counts, max(2, len(counts) // num_bins))
+    for part in parts:
         found, _ = _factors(part, loadings.shape[1])
         turn, _ = _turn(found[units], loadings[units])
         changes.append(((found[units] @ turn - loadings[units]) ** 2).sum(axis=1))
-    return np.mean(changes, axis=0)
+    share = 1 / len(parts)
+    return np.mean(changes, axis=0) * (1 + share) / (1 - share)
 
 
 def _turn(loadings: Array, old_loadings: Array) -> tuple[Array, float]:

@@ -19,7 +19,7 @@ PROTOCOLS = (
 )  # fmt: skip
 COMPARATORS = ("ridge", "kalman", "mlp", "gru", "lstm")
 # How our own decoder begins and what of it is trained. "pretrained" bases have never seen behaviour;
-# "decoder" bases were trained to decode the source sessions.
+# "decoder" bases were trained to decode the source sessions; what is "carried" or "aligned" is not trained.
 MODES: Mapping[str, str | None] = {
     "scratch": None,
     "full": "pretrained",
@@ -27,7 +27,11 @@ MODES: Mapping[str, str | None] = {
     "adapters": "pretrained",
     "units": "decoder",
     "full from decoder": "decoder",
+    "carried": "decoder",
+    "aligned": "decoder",
 }
+# Without labels: for sessions whose units have the ids of an earlier session, so only where they are named.
+UNLABELLED = ("carried", "aligned")
 TRANSFERS = ("few-shot", "cross-session", "cross-task", "cross-subject")
 # Fields of RPNTConfig that differ from the recipe, one arm each; "all" is the recipe itself.
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -171,9 +175,9 @@ def plan(
                 for seed in seeds
             ]
             continue
-        default = [*COMPARATORS, *(MODES if protocol in TRANSFERS else ("scratch",))]
-        chosen = list(methods) or default
-        _check_names("methods", chosen, default)
+        possible = [*COMPARATORS, *(MODES if protocol in TRANSFERS else ("scratch",))]
+        chosen = list(methods) or [name for name in possible if name not in UNLABELLED]
+        _check_names("methods", chosen, possible)
         for amount in list_amounts(protocol, session, amounts):
             for method in chosen:
                 for seed in seeds:

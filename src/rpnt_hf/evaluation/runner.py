@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from rpnt_hf.data.loading import load_rows, select_sessions, select_trials, view_rows
-from rpnt_hf.data.rows import reach_bins, row_behavior, scored_bins
+from rpnt_hf.data.rows import reach_bins, row_behavior, row_counts, scored_bins
 from rpnt_hf.data.windows import WindowSampler
 from rpnt_hf.decoding import decode_distributions, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError
 from rpnt_hf.evaluation.comparators import KalmanDecoder, RidgeDecoder
 from rpnt_hf.evaluation.neural_comparators import NeuralDecoder, read_settings
-from rpnt_hf.evaluation.protocols import COMPARATORS, Base, Run, Session
+from rpnt_hf.evaluation.protocols import ALL_TRIALS, COMPARATORS, UNLABELLED, Base, Run, Session
 from rpnt_hf.progress import progress_bar
 from rpnt_hf.scripts import find_script, load_script
 
@@ -46,6 +46,7 @@ __all__ = ["Recipe", "execute_runs", "list_sessions", "read_predictions", "run_f
 
 SPLITS = ("train", "validation", "test")
 RUN_FILE, PREDICTIONS_FILE = "run.json", "predictions.npz"
+UNLABELLED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,7 @@ def _execute(run: Run, common: Mapping[str, Any]) -> str:
     with _logged(folder):
         try:
             work = _run_comparator if run.method in COMPARATORS else _run_ours
+            work = _run_unlabelled if run.method in UNLABELLED else work
             found, predictions = work(run, folder, common)
             facts |= found
             _write_predictions(folder / PREDICTIONS_FILE, predictions)
@@ -432,6 +434,33 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
         "validation_r2": results["validation"]["r2"],
     }
     return facts, _test_bins(splits["test"], decoded, log_variances, skip=model.config.label_lag)
+
+
+def _run_unlabelled(
+    run: Run, folder: Path, common: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Carries a decoder over to the session by `UNLABELLED_SECONDS` of its counts; sees no label of it."""
+    from rpnt_hf.hub import load_decoder
+    from rpnt_hf.stabilization import add_session, align_units, carry_units
+
+    assert run.base is not None
+    splits, _ = _session_rows(dataclasses.replace(run, amount=ALL_TRIALS), common)
+    model, processor = load_decoder(str(_finished_base(common["out"], run.base) / "model"))
+    reference_id = add_session(model, processor, splits["train"][0])
+    carry_units(model, processor, run.session_id, reference_id)
+    facts: dict[str, Any] = {"num_trials": 0, "reference": reference_id}
+    if run.method == "aligned":
+        rows = view_rows(load_rows(common["data"], common["dataset_config"], "train"))
+        counts, reference_counts = (
+            np.concatenate([row_counts(row) for row in some])
+            for some in (splits["train"], select_sessions(rows, [reference_id]))
+        )
+        num_bins = round(UNLABELLED_SECONDS / processor.bin_size)
+        facts |= align_units(
+            model, processor, run.session_id, reference_id, counts[:num_bins], reference_counts
+        )
+    decoded = decode_rows(model, processor, splits["test"])
+    return facts, _test_bins(splits["test"], decoded, skip=model.config.label_lag)
 
 
 def _train(script: str, config: Path, folder: Path, **options: Any) -> dict[str, Any]:
