@@ -34,7 +34,9 @@ COMMANDS = {
     },
     "Decode": {
         "decode": "decode movement from an NWB file",
+        "adapt": "carry a decoder over to a new day of the same units, without labels",
         "stream": "replay an NWB file bin by bin, in real time or not",
+        "app": "decode, look into a decoder and train one on a page in the browser",
     },
     "Share": {
         "export": "write a decoder for programs without this package",
