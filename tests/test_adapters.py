@@ -31,7 +31,7 @@ from rpnt_hf.errors import CheckpointError, ConfigurationError
 from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_optimizer
-from rpnt_hf.scripts import load_script
+from rpnt_hf.scripts import find_reference_checkpoint, load_script
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_hidden_layers": 1,
@@ -151,6 +151,20 @@ def test_a_base_is_found_beside_an_adapter_that_was_moved_with_it(adapted, base,
         tmp_path / "elsewhere" / folder.name, base=tmp_path / "elsewhere" / base.name
     )
     torch.testing.assert_close(model(**inputs()).predictions, expected, rtol=0, atol=0)
+
+
+def test_a_bundled_base_is_found_by_its_name(tmp_path):
+    name, folder = "rpnt-tiny-synthetic", tmp_path / "adapter"
+    source = find_reference_checkpoint(name)
+    targets = {"label_mean": [1.0, 2.0], "label_std": [3.0, 4.0]}
+    config = RPNTConfig.from_dict({**RPNTConfig.from_pretrained(source).to_dict(), **targets})
+    model = RPNTForMotorDecoding.from_pretrained(source, config=config)
+    described = AdapterBase.of(model, model.config.num_units, name, None)
+    save_adapter(add_adapters(model, AdapterConfig(rank=2), rows=[0]), described, folder)
+    processor = RPNTProcessor.from_pretrained(source)
+    processor.save_pretrained(folder)
+    _, loaded = load_adapter_decoder(folder)
+    assert loaded.sessions == processor.sessions
 
 
 def other_base(folder, sessions=("a",), **fields):

@@ -25,6 +25,7 @@ from .configuration_rpnt import RPNTConfig
 from .errors import CheckpointError, ConfigurationError, RPNTError
 from .modeling_rpnt import RPNTForMotorDecoding
 from .processing_rpnt import RPNTProcessor
+from .scripts import find_reference_checkpoint
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -222,7 +223,8 @@ def load_adapter_decoder(
 ) -> tuple[RPNTForMotorDecoding, RPNTProcessor]:
     """Loads the base that an adapter names and merges the adapter into it.
 
-    A base that was named by a relative path is also looked for beside the adapter.
+    A base that was named by a relative path is also looked for beside the adapter, and one that is bundled
+    with this package is found by its name.
 
     Args:
         adapter (`str` or `Path`): Folder that `save_adapter` wrote, or the id of one on the Hub.
@@ -361,8 +363,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _find_base(named: str, folder: Path) -> str:
+    if Path(named).is_dir():
+        return named
     beside = folder.resolve().parent / Path(named).name
-    return str(beside) if not Path(named).is_dir() and beside.is_dir() else named
+    return str(beside if beside.is_dir() else find_reference_checkpoint(named) or named)
 
 
 def _plain(value: Any) -> Any:
