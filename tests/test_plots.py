@@ -17,6 +17,7 @@ from rpnt_hf.analysis.plots import (
     plot_predictions,
     plot_raster,
     plot_recording,
+    plot_sessions,
     plot_training_curves,
     plot_trajectories,
     plot_velocity_traces,
@@ -298,6 +299,38 @@ def test_predictions_are_drawn_where_most_bins_can_be_scored():
     assert figure.axes[0].get_ylabel() == "x (m)"
     only_fitted = plot_predictions(predictions(fitted=True), "m").axes[0].get_title(loc="left")
     assert "bins that the decoder was fitted to" in only_fitted
+
+
+def test_events_beside_site_colours_are_told_apart_by_dashes():
+    events = {f"event {i}": [3.5 + 0.1 * i] for i in range(5)}
+    lines = plot_raster(SPIKES, 3.0, 6.0, events, unit_sites=[0, 1] * 3 + [0], site_ids=SITES).axes[0].lines
+    assert {line.get_color() for line in lines} == {"#1a1a1a"}
+    assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in lines[:4]}) == 4
+    assert [line.get_xdata()[0] for line in lines] == pytest.approx([3.5, 3.6, 3.7, 3.8, 3.9])
+
+
+def test_few_shot_curves_have_ticks_at_their_trials_and_their_intervals():
+    points = [(16, 0.6, 0.5, 0.7), (8, 0.5, 0.4, 0.6), (17, 0.61, 0.5, 0.7)]
+    axes = plot_amounts({"ridge": points, "RPNT": [(8, 0.7, 0.6, 0.8)]}, "few").axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16"]
+    assert axes.lines[0].get_xydata().tolist() == [[8, 0.5], [16, 0.6], [17, 0.61]]
+    band = axes.collections[0].get_paths()[0].vertices
+    assert [8.0, 0.4] in band.tolist() and [8.0, 0.6] in band.tolist()
+    assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
+    assert axes.get_ylabel() == "test $R^2$ (95 % interval)"
+
+
+def test_sessions_are_joined_over_decoders_and_may_be_absent():
+    axes = plot_sessions({"ridge": {"a": 0.5, "b": 0.4}, "RPNT": {"a": 0.7}}).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.7] and np.isnan(axes.lines[1].get_ydata()[1])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["ridge", "RPNT"]
+
+
+def test_calibration_is_drawn_in_percent_beside_the_diagonal():
+    axes = plot_calibration({"before": [(0.9, 0.7), (0.5, 0.3)]}).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0], [100, 100]]
+    np.testing.assert_allclose(axes.lines[1].get_xydata(), [[50, 30], [90, 70]])
 
 
 def test_every_axis_with_numbers_has_a_label_and_numbers_have_units():

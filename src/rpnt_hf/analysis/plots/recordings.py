@@ -59,13 +59,21 @@ def plot_raster(
         figure = new_figure(7.2, min(1.3 + 0.045 * len(spike_times), 6.0))
         axes = figure.subplots()
         draw_raster(axes, spike_times, start, stop, sort, unit_sites, site_ids)
+        # Beside the colours of sites, events are told apart by their dashes alone.
+        sited = unit_sites is not None and len(np.unique(np.asarray(unit_sites))) > 1
+        colors = [BLACK] * len(events or {}) if sited else list(COLORS)
         for index, times in enumerate((events or {}).values()):
             shown = [time for time in np.atleast_1d(np.asarray(times, dtype=float)) if start <= time <= stop]
             for time in shown:
-                axes.axvline(time, color=COLORS[index], linestyle=STYLES[index], linewidth=1.3)
+                axes.axvline(
+                    time,
+                    color=colors[index % len(colors)],
+                    linestyle=STYLES[index % len(STYLES)],
+                    linewidth=1.3,
+                )
         if events:
             handles = [
-                Line2D([], [], color=COLORS[i], linestyle=STYLES[i], label=name)
+                Line2D([], [], color=colors[i % len(colors)], linestyle=STYLES[i % len(STYLES)], label=name)
                 for i, name in enumerate(events)
             ]
             anchor = (1.0, 1.0)

@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rpnt_hf.analysis.plots.style import COLORS, GREY, LIGHT, STYLE, STYLES, new_figure
+from rpnt_hf.analysis.plots.style import COLORS, GREY, LIGHT, MARKERS, STYLE, STYLES, new_figure
 from rpnt_hf.errors import InputError
 
 
@@ -95,10 +95,16 @@ def plot_amounts(
                 continue
             trials, scores, low, high = np.asarray(sorted(points), dtype=float).T
             color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
-            axes.plot(trials, scores, color=color, linestyle=style, marker="o", markersize=3, label=name)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(trials, scores, color=color, linestyle=style, marker=marker, markersize=4, label=name)
             axes.fill_between(trials, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        ticks: list[float] = []
+        for amount in sorted({float(point[0]) for points in curves.values() for point in points}):
+            if not ticks or amount > 1.25 * ticks[-1]:  # closer ones would write over each other
+                ticks.append(amount)
+        axes.set_xticks(ticks, [f"{amount:g}" for amount in ticks])
+        axes.minorticks_off()
         axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
         axes.set_xlabel("training trials")
         axes.set_ylabel("test $R^2$ (95 % interval)")
@@ -131,7 +137,8 @@ def plot_sessions(scores: Mapping[str, Mapping[str, float]], title: str = "") ->
         for index, session in enumerate(sessions):
             values = [by_session.get(session, np.nan) for by_session in scores.values()]
             color = COLORS[index % len(COLORS)]
-            axes.plot(places, values, color=color, marker="o", markersize=3.5, linewidth=1.0, label=session)
+            marker = MARKERS[index % len(MARKERS)]
+            axes.plot(places, values, color=color, marker=marker, markersize=4, linewidth=1.0, label=session)
         axes.set_xticks(places, list(scores), rotation=30, ha="right")
         axes.set_ylabel("test $R^2$")
         axes.set_title(title)

@@ -20,6 +20,7 @@ BLACK, GREY, LIGHT = "#1a1a1a", "#6b6b6b", "#c9ccd1"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DIRECTION_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#A8A000", "#E69F00", "#D55E00", "#CC79A7", "#7A4DA0")
 STYLES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)), (0, (6, 1.2, 1.2, 1.2)))
+MARKERS = ("o", "s", "^", "D", "v", "P")  # with the colours, for print in grey
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
