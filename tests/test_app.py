@@ -1,0 +1,555 @@
+"""The page of `rpnt app`: what its views are made of, and the page itself in a browser."""
+
+import base64
+import copy
+import dataclasses
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from nwb_files import reach_file, series
+from nwb_files import write_nwb as write_small_nwb
+from small_corpus import BIN_SIZE, make_recording
+
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, simulate
+from rpnt_hf.app.finetuning import SCRATCH, Training, pack_decoder, start_training
+from rpnt_hf.app.live import REPEATED_MESSAGES, cut_recording, decode_live
+from rpnt_hf.app.probe import Probe, active_axes, attention_view, lag_map, metadata_view, probe_window
+from rpnt_hf.app.session import BUNDLED_DECODER, SIMULATED, Session
+from rpnt_hf.app.sites import connectivity_maps, cut_trials, sites_view
+from rpnt_hf.app.views import describe_scores, recording_facts, recording_window, restarts
+from rpnt_hf.cli import main
+from rpnt_hf.data.nwb import Recording
+from rpnt_hf.data.nwb_writer import write_nwb
+from rpnt_hf.decoding import decode_recording
+from rpnt_hf.errors import CheckpointError, ConfigurationError, InputError, RecordingError
+from rpnt_hf.scripts import find_reference_checkpoint
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+def unpacked(text, dtype):
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def recording():
+    return make_recording("a")
+
+
+@pytest.fixture(scope="module")
+def decoder(recording):
+    """An untrained decoder of a recording with two sites, with a spatial stage."""
+    import torch
+
+    torch.manual_seed(0)
+    config = RPNTConfig.preset("tiny", num_units=6, num_spatial_layers=1, attention_window=10)
+    config.target_names, config.target_units = ["cursor_vel_x", "cursor_vel_y"], ["cm/s", "cm/s"]
+    model = RPNTForMotorDecoding(config).eval()
+    with torch.no_grad():  # anchors that matter
+        for name, parameter in model.named_parameters():
+            if "anchor_values" in name:
+                parameter.normal_(std=1.0)
+    processor = RPNTProcessor(
+        bin_size=BIN_SIZE,
+        subjects=["A", "B"],
+        tasks=["center_out"],
+        corpus_start="2020-01-01",
+        window_bins=40,
+        behavior_names=config.target_names,
+        behavior_units=config.target_units,
+    )
+    facts = {"unit_sites": recording.unit_sites, "site_positions": recording.site_positions}
+    processor.add_session("a", recording.unit_ids, **facts, subject_id="A", recording_date="2020-01-01")
+    return model, processor
+
+
+# Views
+
+
+def test_a_window_holds_the_spikes_of_each_row_where_they_were():
+    spikes = [np.array([0.5, 1.0, 3.0]), np.array([1.5]), np.array([])]
+    recording = Recording.from_arrays(
+        "s", spikes, obs_intervals=[[0.0, 4.0]], unit_sites=np.array([1, 0, 1]), site_ids=["M1", "PMd"]
+    )
+    view = recording_window(recording, 1.0, 2.0)
+    assert view["sites"] == [{"name": "M1", "units": 1}, {"name": "PMd", "units": 2}]
+    assert unpacked(view["spikes_per_row"], "<u4").tolist() == [1, 1, 0]  # unit 1 of M1 comes first
+    np.testing.assert_allclose(unpacked(view["spikes"], "<u2") / 65535, [0.25, 0.0], atol=1e-4)
+    assert view["behavior"] is None and view["observed"] == [(0.0, 4.0)]
+
+
+def test_a_window_shows_trials_and_behaviour_of_its_own_time(recording):
+    view = recording_window(recording, 2.5, 1.0)
+    assert [trial[0] for trial in view["trials"]] == [2.0, 3.0]
+    times = unpacked(view["behavior"]["times"], "<f4")
+    values = unpacked(view["behavior"]["values"], "<f4").reshape(-1, 2)
+    shown = recording.behavior["cursor_vel"]
+    index = np.searchsorted(shown.timestamps, 2.5)
+    assert len(times) == 100 and 0 <= times[0] < 0.011
+    np.testing.assert_array_equal(values[0], shown.values[index])
+    with pytest.raises(InputError, match="longer than 0 s"):
+        recording_window(recording, 0.0, 0.0)
+
+
+def test_a_crowded_window_is_cut_short_and_says_so(monkeypatch):
+    monkeypatch.setattr("rpnt_hf.app.views.MAX_SPIKES", 100)
+    recording = Recording.from_arrays("s", [np.arange(400) / 100.0], obs_intervals=[[0.0, 4.0]])
+    view = recording_window(recording, 0.0, 4.0)
+    assert view["stop"] == pytest.approx(1.0)
+    assert len(unpacked(view["spikes"], "<u2")) == 100
+
+
+def test_facts_name_units_sites_trials_duration_and_what_is_missing(recording):
+    facts = dict(recording_facts(recording))
+    assert facts["units"].startswith("6, median ")
+    assert facts["sites"] == "M1 (3), PMd (3)"
+    assert facts["trials"] == "20" and facts["observed"] == "20 s"
+    bare = dataclasses.replace(recording, behavior={}, trials=recording.trials.iloc[:0])
+    facts = dict(recording_facts(bare))
+    assert facts["behaviour"].startswith("none") and facts["trials"].startswith("none")
+
+
+def test_a_path_begins_anew_at_trials_and_after_gaps():
+    times = np.array([0.0, 0.1, 0.2, 0.3, 1.0, 1.1])
+    assert restarts(times, [0.2, 9.0], 0.1).tolist() == [True, False, True, False, True, False]
+    assert restarts(np.arange(50) * 0.1, [], 0.1).nonzero()[0].tolist() == [0, 20, 40]
+
+
+def test_scores_say_which_bins_were_fitted_to():
+    scores = {"r2": 0.81234, "num_scored_bins": 1200, "r2_fitted": None, "num_scored_bins_fitted": 0}
+    new, fitted = describe_scores(scores)
+    assert new == ("R2, new bins", "0.812", "1,200 bins not trained or chosen on")
+    assert fitted == ("R2, fitted bins", "-", "no such bins here")
+
+
+# Attention and metadata
+
+
+def test_a_lag_map_moves_weights_from_keys_to_how_long_ago_they_were():
+    num_bins, anchors = 4, 2
+    weights = np.zeros((1, 1, 1, num_bins, anchors + num_bins), np.float32)
+    for query in range(num_bins):
+        weights[0, 0, 0, query, 0] = 0.1
+        for key in range(query + 1):
+            weights[0, 0, 0, query, anchors + key] = 10 * query + key
+    nothing = np.zeros((num_bins, 2), np.float32)
+    probe = Probe(0.0, 0.1, weights, None, anchors, 3, nothing, nothing, np.zeros((1, 0)), 0.0)
+    lags, at_anchors = lag_map(probe, 0, None, 0)
+    assert lags.tolist() == [[0, 11, 22, 33], [0, 10, 21, 32], [0, 0, 20, 31]]
+    np.testing.assert_allclose(at_anchors, [[0.1] * 4, [0.0] * 4], atol=1e-7)
+
+
+def test_a_probe_decodes_as_the_model_does_and_leaves_it_as_it_was(recording, decoder):
+    model, processor = decoder
+    before = model.config._attn_implementation
+    probe = probe_window(model, processor, recording, 5.0)
+    stretch = cut_recording(recording, 5.0, 40 * BIN_SIZE)
+    table = decode_recording(model, processor, stretch)
+    np.testing.assert_allclose(
+        probe.predicted, table[["cursor_vel_x_predicted", "cursor_vel_y_predicted"]], atol=1e-4
+    )
+    assert model.config._attn_implementation == before
+    np.testing.assert_allclose(probe.attention.sum(axis=-1), 1.0, atol=1e-4)
+    assert probe.attention.shape == (2, 2, 2, 40, 4 + 40) and probe.spatial.shape == (1, 2, 2, 4 + 2)
+    view = attention_view(probe, ["M1", "PMd"], layer=1, head=0, site=1)
+    assert view["site"] == "PMd" and len(unpacked(view["weights"], "u1")) == 40 * 10
+
+
+def test_metadata_that_are_as_recorded_move_nothing_and_others_do(recording, decoder):
+    model, processor = decoder
+    assert active_axes(model, processor) == processor.metadata_axes
+    recorded = probe_window(model, processor, recording, 0.0)
+    same = probe_window(model, processor, recording, 0.0, {(0, "subject"): 0.0, (1, "subject"): 0.0})
+    other = probe_window(model, processor, recording, 0.0, {(0, "day"): 60.0, (1, "day"): np.nan})
+    assert metadata_view(recorded, same, processor.metadata_axes)["moved"] == 0.0
+    view = metadata_view(recorded, other, processor.metadata_axes, site=1)
+    assert view["moved"] > 1e-4
+    assert np.abs(unpacked(view["difference"], "i1")).max() == 127
+    day = next(value for value in view["values"] if value["axis"] == "day")
+    assert day == {"axis": "day", "unit": "days", "recorded": 0.0, "changed": None}
+
+
+def test_a_decoder_without_metadata_has_no_axes(decoder):
+    _, processor = decoder
+    plain = RPNTForMotorDecoding(RPNTConfig.preset("tiny", num_units=6, position_encoding="rope"))
+    assert active_axes(plain, processor) == []
+
+
+# Sites
+
+
+def test_sites_that_share_a_signal_stand_out_from_shuffles():
+    rng = np.random.default_rng(0)
+    starts = np.arange(60) * 1.0
+    common, own = rng.gamma(1.0, 1.0, 60), rng.gamma(1.0, 1.0, 60)
+
+    def unit(strength):
+        counts = rng.poisson(12 * strength)
+        return np.sort(
+            np.concatenate([at + rng.uniform(0, 0.9, n) for at, n in zip(starts, counts, strict=True)])
+        )
+
+    recording = Recording.from_arrays(
+        "s",
+        [unit(common), unit(common), unit(common), unit(common), unit(own), unit(own)],
+        unit_sites=np.repeat([0, 1, 2], 2),
+        site_ids=["M1", "PMd", "S1"],
+        obs_intervals=[[0.0, 60.0]],
+        trials=pd.DataFrame({"start_time": starts, "stop_time": starts + 1.0}),
+    )
+    windows = cut_trials(recording, 0.05)
+    assert windows.spike_counts.shape == (60, 3, 40, 2) and windows.bin_mask.sum() == 60 * 3 * 20
+    correlation, _ = connectivity_maps(recording, 0.05)
+    weights = np.array(correlation["weights"], dtype=float)
+    assert weights[0, 1] > 3 * max(abs(weights[0, 2]), abs(weights[1, 2]))
+    assert np.array(correlation["significant"])[0, 1]
+    view = sites_view([correlation], None, recording.site_ids)
+    assert view["maps"][0]["sites"] == ["M1", "PMd", "S1"]
+
+
+def test_one_site_gives_a_sentence_instead_of_a_map():
+    recording = simulate(num_subjects=1, sessions_per_subject=1, num_units=4, num_trials=3)[0]
+    assert connectivity_maps(recording, 0.05) == []
+    assert sites_view([], None, ["M1"])["message"].startswith("One site")
+
+
+# Live
+
+
+def messages_of(decoder, recording, **options):
+    arguments = {"start": 3.0, "seconds": 10.0, "speed": 0.0, "is_wanted": lambda: True} | options
+    return list(decode_live(*decoder, recording, **arguments))
+
+
+def test_the_last_message_has_what_decoding_at_once_gives(recording, decoder):
+    last = messages_of(decoder, recording)[-1]
+    table = decode_recording(*decoder, cut_recording(recording, 3.0, 10.0))
+    predicted = unpacked(last["tail"]["predicted"], "<f4").reshape(-1, 2)
+    assert last["finished"] and last["tail"]["first"] == 0 and last["setup"]["bins"] == len(table) == 200
+    np.testing.assert_allclose(
+        predicted, table[["cursor_vel_x_predicted", "cursor_vel_y_predicted"]], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        unpacked(last["tail"]["true"], "<f4").reshape(-1, 2),
+        table[["cursor_vel_x", "cursor_vel_y"]],
+        atol=1e-4,
+    )
+    assert last["status"]["latency_ms"]["p50"] > 0 and last["status"]["scores"][0][0] == "R2, new bins"
+
+
+def test_messages_overlap_so_that_one_may_be_lost(recording, decoder):
+    messages = messages_of(decoder, recording, speed=4.0, seconds=4.0)
+    assert len(messages) > REPEATED_MESSAGES + 2
+    ends = [message["tail"]["bins"] for message in messages]
+    for skipped in range(1, len(messages) - 1):
+        assert messages[skipped + 1]["tail"]["first"] <= ends[skipped - 1]
+
+
+def test_four_times_real_time_takes_a_quarter_of_the_time(recording, decoder):
+    messages_of(decoder, recording, seconds=1.0)
+    began = time.perf_counter()
+    messages_of(decoder, recording, speed=4.0, seconds=4.0)
+    assert 0.9 < time.perf_counter() - began < 3.0
+
+
+def test_a_live_run_stops_when_nobody_wants_it_any_more(recording, decoder):
+    wanted = True
+    run = decode_live(*decoder, recording, 0.0, 20.0, 1.0, lambda: wanted)
+    next(run)
+    wanted = False
+    last = list(run)[-1]
+    assert last["finished"] and 0 < last["tail"]["bins"] < 100
+
+
+def test_a_stretch_that_was_not_observed_is_refused(recording, decoder):
+    with pytest.raises(ConfigurationError, match=r"must overlap what was observed, 0\.0 s to 20\.0 s"):
+        messages_of(decoder, recording, start=30.0)
+    stranger = dataclasses.replace(recording, session_id="other")
+    with pytest.raises(InputError, match="'other'"):
+        messages_of(decoder, stranger)
+
+
+# Session
+
+
+def test_visitors_get_sessions_of_their_own(tmp_path):
+    first = Session(allow_folders=False)
+    first.open_simulated(next(iter(SIMULATED)))
+    second = copy.deepcopy(first)
+    assert second.recording is None and second.allow_folders is False
+    assert first.folder != second.folder and first.folder.is_dir()
+    (first.folder / "file").write_text("mine")
+    first.close()
+    assert not (first._folder or tmp_path / "gone").exists() and second.folder.is_dir()
+    second.close()
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_a_file_that_is_not_nwb_leaves_the_recording_and_no_file(kind, tmp_path):
+    session = Session()
+    session.open_simulated(next(iter(SIMULATED)))
+    before = session.recording
+    path = tmp_path / "deep" / "mine.nwb"
+    path.parent.mkdir()
+    if kind == "text":
+        path.write_text("no NWB")
+    else:
+        whole = reach_file(tmp_path / "whole.nwb")
+        path.write_bytes(whole.read_bytes()[:5000])
+    with pytest.raises(RecordingError, match=r"got 'mine\.nwb', which cannot be read") as refused:
+        session.open_upload(path)
+    assert str(tmp_path) not in str(refused.value)
+    assert session.recording is before and not path.exists()
+
+
+def test_a_file_without_behaviour_is_taken_and_cannot_be_trained_on(tmp_path):
+    path = write_small_nwb(tmp_path / "bare.nwb", [np.arange(1, 50) / 5.0])
+    session = Session()
+    assert session.open_upload(path) == "Uploaded: bare.nwb"
+    with pytest.raises(RecordingError, match="cursor_vel"):
+        start_training(session.recording, tmp_path / "run", SCRATCH, 10)
+
+
+def test_wrong_units_are_told_before_anything_is_decoded(tmp_path):
+    session = Session()
+    session.open_checkpoint(BUNDLED_DECODER)
+    known = next(iter(session.processor.sessions))
+    path = reach_file(tmp_path / "three_units.nwb", session_id=known)
+    session.open_upload(path)
+    assert f"Session '{known}' must have the units that the weights were trained with" in session.obstacle()
+    assert session.scores() is None
+
+
+def test_a_page_for_strangers_takes_no_folder(tmp_path):
+    folder = find_reference_checkpoint(BUNDLED_DECODER)
+    Session().open_checkpoint(str(folder))
+    for name in (str(folder), "../reference", "~/x", "no-owner"):
+        with pytest.raises(CheckpointError, match="Folders are for pages that you start yourself"):
+            Session(allow_folders=False).open_checkpoint(name)
+    session = Session(allow_folders=False)
+    session.open_checkpoint(BUNDLED_DECODER)
+    with pytest.raises(CheckpointError, match="got nothing"):
+        session.open_checkpoint(" ")
+    assert session.checkpoint == BUNDLED_DECODER
+
+
+def test_the_bundled_decoder_knows_the_first_recording_that_is_offered():
+    session = Session()
+    session.open_simulated(next(iter(SIMULATED)))
+    session.open_checkpoint(BUNDLED_DECODER)
+    assert session.obstacle() is None
+    scores = session.scores()
+    assert scores["r2"] > 0.8 and scores["num_scored_bins"] > 500
+
+
+# Finetuning
+
+
+def test_a_cancelled_training_ends_at_once_and_keeps_nothing(tmp_path, recording):
+    run = start_training(recording, tmp_path, SCRATCH, 20_000)
+    assert isinstance(run, Training) and run.is_running
+    run.cancel()
+    assert not run.is_running
+    with pytest.raises(CheckpointError, match="was cancelled"):
+        run.finish()
+
+
+def test_a_training_that_fails_gives_its_paragraph_without_paths(tmp_path):
+    script = tmp_path / "fail.py"
+    script.write_text(
+        "import sys; print('a warning', file=sys.stderr)\n"
+        f"sys.exit('error: `init` must fit, got {tmp_path}/decoder. Choose another.')"
+    )
+    run = Training([sys.executable, str(script)], tmp_path, "decoder")
+    run.wait(20)
+    with pytest.raises(CheckpointError, match=r"^`init` must fit, got decoder\. Choose another\.$"):
+        run.finish()
+
+
+def test_progress_is_read_from_the_bar_and_the_log(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        "for i in (0, 10, 40): sys.stderr.write(f'\\r {i}%|#   | {i}/40 [00:01<00:03,  9.9step/s]')\n"
+        "sys.stderr.write('\\nepoch 2  loss 0.4321  R2 0.7654  learning rate 1e-3  500 bins/s\\n')\n"
+    )
+    run = Training([sys.executable, str(script)], tmp_path, "decoder")
+    run.wait(20)
+    run._reader.join(5)
+    progress = run.progress()
+    assert (progress["step"], progress["steps"]) == (40, 40)
+    assert progress["curve"] == [[2, 0.4321, 0.7654]]
+
+
+def test_the_download_holds_what_a_push_sends(tmp_path):
+    path = pack_decoder(find_reference_checkpoint(BUNDLED_DECODER), tmp_path / "decoder.zip")
+    with zipfile.ZipFile(path) as archive:
+        names = {name.removeprefix("decoder/") for name in archive.namelist()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name))
+    assert main(["app", "--no-browser"]) == 2
+    assert "pip install 'rpnt_hf[app]'" in capsys.readouterr().err
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def address():
+    pytest.importorskip("gradio", reason="gradio is not installed (extra `app`)")
+    from rpnt_hf.app.page import launch, make_page
+
+    blocks = make_page()
+    _, address, _ = launch(blocks, prevent_thread_lock=True, max_upload="5mb")
+    yield address
+    blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, loaded; at the end no request may have left this machine, and no script may have failed."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    requests, problems = [], []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#facts dl", timeout=30_000)
+    yield page
+    page.close()
+    outside = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
+    assert requests and not outside and not problems
+
+
+def decode(page):
+    page.get_by_label("As fast as it goes").check()
+    page.click("#decode-button")
+    page.wait_for_selector('#view-live [data-finished="true"]', timeout=60_000)
+    return page.inner_text("#view-live .rpnt-tiles")
+
+
+def canvas_of(page, view):
+    """Pixels of the canvas of a view."""
+    script = "(canvas) => canvas.toDataURL()"
+    return page.eval_on_selector(f"#view-{view} canvas", script)
+
+
+def test_the_page_decodes_the_bundled_recording_and_fetches_nothing_from_elsewhere(page):
+    assert "sub-A_ses-CO-20240127" in page.inner_text("#facts")
+    empty = canvas_of(page, "live")
+    tiles = decode(page)
+    assert "R2, new bins" in tiles and "bins not trained or chosen on" in tiles
+    assert 0.6 < float(tiles.split("R2, new bins")[1].split()[0]) < 1
+    assert canvas_of(page, "live") != empty
+
+
+@pytest.mark.slow
+def test_real_time_moves_and_stops(page):
+    page.click("#decode-button")
+    page.wait_for_function("Number(document.querySelector('#view-live .rpnt-view').dataset.head) > 10")
+    first = canvas_of(page, "live")
+    page.wait_for_function("Number(document.querySelector('#view-live .rpnt-view').dataset.head) > 20")
+    assert canvas_of(page, "live") != first
+    page.click("#stop-button")
+    page.wait_for_selector('#view-live [data-finished="true"]', timeout=10_000)
+    bins = int(page.get_attribute("#view-live .rpnt-view", "data-bins"))
+    assert 20 <= bins < 400
+
+
+@pytest.mark.slow
+def test_an_upload_is_decoded_and_bad_files_leave_the_page_working(page, tmp_path):
+    recording = simulate(num_subjects=1, sessions_per_subject=1)[0]
+    whole = write_nwb(recording, tmp_path / "whole.nwb")
+    bad = tmp_path / "bad.nwb"
+    bad.write_bytes(whole.read_bytes()[:20_000])
+    upload(page, bad)
+    page.wait_for_selector('#message [role="alert"]')
+    shown = page.inner_text("#message")
+    assert "must be a whole NWB 2.x file, got 'bad.nwb'" in shown and "Traceback" not in shown
+    upload(page, whole)
+    page.wait_for_function("document.querySelector('#recording input').value == 'Uploaded: whole.nwb'")
+    assert page.inner_text("#message").strip() == ""
+    assert "R2, new bins" in decode(page)
+    bare = write_small_nwb(tmp_path / "bare.nwb", [np.arange(1, 50) / 5.0], behavior=[series(duration=10.0)])
+    upload(page, bare)
+    page.wait_for_function("document.querySelector('#recording input').value == 'Uploaded: bare.nwb'")
+    page.wait_for_selector("#message .rpnt-note")
+    page.click("#decode-button")
+    page.wait_for_selector('#message [role="alert"]')
+    assert "session" in page.inner_text("#message").lower()
+
+
+def upload(page, path):
+    with page.expect_file_chooser() as chosen:
+        page.click("#upload")
+    chosen.value.set_files(str(path))
+
+
+@pytest.mark.slow
+def test_a_decoder_is_trained_used_and_taken_home(page, tmp_path):
+    page.get_by_role("tab", name="Finetune").click()
+    page.get_by_label("scratch", exact=True).check()
+    page.fill("#steps input[type=number]", "20")
+    page.press("#steps input[type=number]", "Tab")
+    page.click("#train-button")
+    page.wait_for_selector('#view-training [data-state="running"]', timeout=60_000)
+    page.wait_for_selector('#view-training [data-state="done"]', timeout=150_000)
+    assert "R2 on test trials" in page.inner_text("#outcome")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "decoder.zip")
+    with zipfile.ZipFile(tmp_path / "decoder.zip") as archive:
+        archive.extractall(tmp_path)
+    folder = next(path.parent for path in tmp_path.rglob("model.safetensors"))
+    session = Session()
+    session.open_checkpoint(str(folder))
+    page.get_by_role("tab", name="Decode").click()
+    assert "R2, new bins" in decode(page)
+
+
+@pytest.mark.slow
+def test_every_view_draws_and_metadata_change_what_is_decoded(page):
+    for tab, view in (("Recording", "recording"), ("Attention", "attention"), ("Metadata", "metadata")):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_selector(f"#view-{view} canvas")
+    page.wait_for_function("document.querySelector('#view-metadata b').innerText == '0.00 cm/s'")
+    before = canvas_of(page, "metadata")
+    page.get_by_label("day").first.check()
+    page.wait_for_function("document.querySelector('#view-metadata b').innerText != '0.00 cm/s'")
+    assert canvas_of(page, "metadata") != before
+
+
+@pytest.mark.slow
+def test_two_visitors_see_their_own_recordings(page, browser, address):
+    other = browser.new_page()
+    other.goto(address)
+    other.wait_for_selector("#facts dl", timeout=30_000)
+    page.click("#recording input")
+    page.get_by_role("option", name="three sites").click()
+    page.wait_for_function("document.querySelector('#facts').innerText.includes('PMd')")
+    assert "PMd" not in other.inner_text("#facts")
+    other.close()
