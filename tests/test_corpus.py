@@ -230,6 +230,33 @@ def test_an_addition_that_was_killed_between_its_last_steps_is_undone(tmp_path, 
     assert not (tmp_path / ".out-building").exists()
 
 
+def test_a_recording_that_is_given_twice_is_refused(tmp_path, recordings):
+    with pytest.raises(DatasetError, match=r"must be given once, got .*day1\.nwb' twice"):
+        build_dataset([*recordings[:2], recordings[1]], tmp_path / "out", CONFIG)
+
+
+def test_what_is_finished_survives_a_call_that_is_refused(tmp_path, recordings):
+    out = tmp_path / "out"
+    UNSOUND.add("day3.nwb")
+    with pytest.raises(RecordingError):
+        build_dataset(recordings, out, CONFIG, read=counting_read)
+    with pytest.raises(DatasetError, match="must hold a built dataset to add to"):
+        build_dataset(recordings, out, CONFIG, add=True)
+    UNSOUND.clear()
+    READ.clear()
+    build_dataset(recordings, out, CONFIG, read=counting_read)
+    assert READ == ["day3.nwb", "day4.nwb"]
+
+
+def test_the_card_of_a_large_corpus_stays_short(tmp_path, recordings, monkeypatch):
+    from rpnt_hf.data import card
+
+    monkeypatch.setattr(card, "MAX_LISTED", 2)
+    text = (build_dataset(recordings, tmp_path / "out", CONFIG) / "README.md").read_text()
+    assert "The first 2 of 5 recordings are listed here" in text and "day1.nwb" in text
+    assert "day2.nwb" not in text and "| sessions | 5 |" in text
+
+
 def test_the_number_of_processes_must_be_positive(tmp_path, recordings):
     with pytest.raises(ConfigurationError, match="`num_proc` must be at least 1, got 0"):
         build_dataset(recordings, tmp_path / "out", CONFIG, num_proc=0)

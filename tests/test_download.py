@@ -91,7 +91,7 @@ def test_a_changed_file_is_fetched_again_where_it_came_from_the_archive(tmp_path
         (["wrong"], 4),
         (["more"], 4),
         (["cut", "whole"], 4),
-        (["cut", "status", "cut", "wrong"], 8),
+        (["cut", "status", "cut", "wrong"], 7),
         (["cut", "wrong", "status"], 6),
     ],
 )

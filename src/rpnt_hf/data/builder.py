@@ -99,9 +99,10 @@ def build_dataset(
 
     Raises:
         DatasetError: If the folder holds something, is written by another build, cannot be written, or (with
-        `add`) holds no dataset of these options; there are no recordings, or two share a session id.
+            `add`) holds no dataset of these options; there are no recordings, or two share a session id.
         RecordingError: If a recording cannot be read, lacks the behaviour, or has it for less than its
-        trials. BinningError: If the bins do not fit.
+            trials.
+        BinningError: If the bins do not fit.
         SplitError: If trials cannot be divided.
     """
     output_dir = Path(output_dir)
@@ -113,25 +114,16 @@ def build_dataset(
     options = describe_options(config) | dict(getattr(read, "keywords", {}))
     provenance = read_dandiset(source_dir) if source_dir is not None else {}
     staying = "What was finished stays, and the same command goes on from there." if keep_finished else ""
-    with explain_disk_errors(output_dir, DatasetError, staying), StagingFolder(output_dir) as staging:
+    with (
+        explain_disk_errors(output_dir, DatasetError, staying),
+        StagingFolder(output_dir, keep_finished) as staging,
+    ):
         existing = _existing_build(output_dir, corpus, options, add)
         staging.prepare()
-        build = _Build(config, split_file, read, options, staging, existing)
-        try:
-            staged = build.stage(recordings, num_proc)
-        except BaseException:
-            finished = sum(map(is_finished, staging.sessions.glob("[!a.]*")))
-            staging.keep = keep_finished and finished > 0
-            if staging.keep:
-                logger.warning(
-                    "The build stopped. %d finished sessions stay in '%s' for the same command; remove that "
-                    "folder to begin anew.", finished, staging.path,
-                )  # fmt: skip
-            raise
+        staged = _Build(config, split_file, read, options, staging, existing).stage(recordings, num_proc)
         if existing and not staged:
             logger.info("Nothing to add: '%s' has all of these recordings.", output_dir)
             return output_dir
-        staging.keep = keep_finished
         old_sessions, old_shards = existing.get("sessions", []), existing.get("shards", [])
         if existing:
             own = {"README.md", BUILD_FILE}
@@ -302,15 +294,18 @@ class _Build:
                 groups.setdefault(name, []).append(path)
                 places.setdefault(name, place)
                 continue
-            folder = self.staging.sessions / f"array-{place}"
+            folder = self.staging.sessions / f"_array-{place}"
             stage_session([item], folder, self.config, self.split_file, self.read, state)
             found.append((place, folder))
             arrays.update()
         arrays.close()
-        tasks, waiting = [], []
+        tasks: list[Callable[[], None]] = []
+        waiting: list[tuple[int, Path]] = []
         for name, files in self._new(groups).items():
             _check_files(files)
             folder = self.staging.sessions / session_key(files, self.options)
+            if any(folder == other for _, other in waiting):
+                raise DatasetError(f"A recording must be given once, got '{files[0]}' twice. Name it once.")
             waiting.append((places[name], folder))
             if not is_finished(folder):
                 tasks.append(
@@ -477,7 +472,14 @@ def _in_session(recording: Recording, config: BuilderConfig, state: dict[str, _S
             "`session_pattern` where several files are one session."
         )
     first = session.first
-    if first.unit_ids != recording.unit_ids or first.site_ids != recording.site_ids:
+    if first.subject_id != recording.subject_id:
+        raise RecordingError(
+            f"Files of one session must be of one subject, got '{first.subject_id}' and "
+            f"'{recording.subject_id}' in session '{recording.session_id}'. Make `session_pattern` tell them "
+            "apart."
+        )
+    same_sites = first.site_ids == recording.site_ids and (first.unit_sites == recording.unit_sites).all()
+    if first.unit_ids != recording.unit_ids or not same_sites:
         raise RecordingError(
             f"Files of one session must have the same units, got {first.num_units} and "
             f"{recording.num_units} units that differ in session '{recording.session_id}'. Make "

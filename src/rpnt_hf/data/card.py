@@ -24,6 +24,8 @@ PLACEHOLDER = "{{ build }}"
 REPO_PLACEHOLDER = "OWNER/NAME"  # replaced in a card by the name of its repository when it is pushed
 DANDISET_FILE = "dandiset.yaml"  # which the client of DANDI writes into the folder that it downloads to
 
+MAX_LISTED = 500  # recordings in the tables of a card
+
 # Upper limits of the Hub's categories of size, in rows.
 SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (math.inf, "n>1M"))
 
@@ -223,7 +225,10 @@ def _facts(
 
 
 def _tables(sessions: list[dict[str, Any]], options: Mapping[str, Any]) -> str:
+    num_sessions, sessions = len(sessions), sessions[:MAX_LISTED]
+    rest = f"The first {len(sessions)} of {num_sessions} recordings are listed here, all in `{BUILD_FILE}`."
     sections = [
+        *([rest] if len(sessions) < num_sessions else []),
         "## Sessions",
         _table(
             [

@@ -7,7 +7,9 @@ size and time of its files. So a build that goes on takes what fits and nothing 
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +22,15 @@ from filelock import FileLock, Timeout
 from rpnt_hf.data.card import BUILD_FILE
 from rpnt_hf.errors import DatasetError
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["StagingFolder", "is_finished", "read_summary", "session_key", "write_summary"]
 
 SUMMARY_FILE = "summary.json"
 
 
 def session_key(files: Sequence[Path], options: Mapping[str, Any]) -> str:
-    """Names a session by what decides its rows.
+    """Names a session by what decides its rows; a file is known by its path, size and time.
 
     Args:
         files (`Sequence[Path]`): Its files, in order.
@@ -35,9 +39,12 @@ def session_key(files: Sequence[Path], options: Mapping[str, Any]) -> str:
     Returns:
         `str`: 32 hexadecimal digits.
     """
-    found = [file.stat() for file in files]
-    stated = [[file.name, one.st_size, one.st_mtime_ns] for file, one in zip(files, found, strict=True)]
-    text = json.dumps([stated, options], sort_keys=True)
+    stated = [
+        [str(file.resolve()), status.st_size, status.st_mtime_ns]
+        for file in files
+        for status in [file.stat()]
+    ]
+    text = json.dumps([stated, options, importlib.metadata.version("rpnt_hf")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -63,17 +70,20 @@ class StagingFolder:
 
     Args:
         output_dir (`Path`): The dataset.
+        keep_finished (`bool`): Whether finished sessions outlive a build that stops.
 
-    Attributes: `sessions` holds a folder for each staged session, `dataset` is the dataset to be.
+    Attributes: `sessions` holds a folder for each staged session (those of arrays, which no later build can
+    know again, begin with `_`), `dataset` is the dataset to be.
     """
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, keep_finished: bool) -> None:
         self.output_dir = output_dir
+        self.keep_finished = keep_finished
         self.path = output_dir.with_name(f".{output_dir.name}-building")
         self.sessions = self.path / "sessions"
         self.dataset = self.path / "dataset"
         self.previous = self.path / "previous"
-        self.keep = False
+        self._is_done = False
         self._lock_path = output_dir.with_name(f".{output_dir.name}.lock")
         self._lock = FileLock(self._lock_path)
 
@@ -94,7 +104,7 @@ class StagingFolder:
         """Makes the folders; what an interrupted build packed is dropped, what it staged stays."""
         if self.dataset.exists():
             shutil.rmtree(self.dataset)
-        for leftover in [*self.sessions.glob(".*"), *self.sessions.glob("array-*")]:
+        for leftover in [*self.sessions.glob(".*"), *self.sessions.glob("_*")]:
             shutil.rmtree(leftover)
         self.sessions.mkdir(parents=True, exist_ok=True)
         self.dataset.mkdir()
@@ -117,15 +127,20 @@ class StagingFolder:
         if (self.output_dir / BUILD_FILE).exists():
             self.output_dir.rename(self.previous)
         self.dataset.rename(self.output_dir)
-        self.keep = False
+        self._is_done = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.keep:
+        finished = sum(map(is_finished, self.sessions.glob("[!._]*")))
+        if self._is_done or not self.keep_finished or not finished:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             shutil.rmtree(self.dataset, ignore_errors=True)
+            logger.warning(
+                "%d finished sessions stay in '%s', where the command that made them goes on; remove that "
+                "folder to begin anew.", finished, self.path,
+            )  # fmt: skip
         with contextlib.suppress(OSError):
             self._lock_path.unlink()
         self._lock.release()
