@@ -205,7 +205,7 @@ def test_a_bad_series_is_left_out_with_its_reason(tmp_path, caplog):
     assert sorted(recording.unusable_behavior) == ["cursor_vel", "pupil", "words"]
     assert "must be finite, got 1 NaN" in recording.unusable_behavior["cursor_vel"]
     assert "must increase strictly, got 1 steps" in recording.unusable_behavior["pupil"]
-    assert "must hold numbers" in recording.unusable_behavior["words"]
+    assert "must hold real numbers" in recording.unusable_behavior["words"]
     assert caplog.text.count("of 'a.nwb' cannot be used") == 3
 
 

@@ -5,6 +5,7 @@ binned rows.
 """
 
 import logging
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,8 +81,8 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
         bin is observed.
 
     Raises:
-        BinningError: If `bin_size` is not above 0 or longer than every interval, or a bin holds more than 255
-        spikes of a unit.
+        BinningError: If `bin_size` is not above 0 or longer than every interval, a bin holds more than 255
+            spikes of a unit, or the counts do not fit into memory.
 
     Example:
         ```python
@@ -99,6 +100,14 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
         raise BinningError(
             f"`bin_size` must fit into an observed interval, got {bin_size} s where the longest lasts "
             f"{(stops - starts).max():.6g} s {where}. Use smaller bins."
+        )
+    num_bytes = float(num_bins.sum(dtype=np.float64)) * recording.num_units
+    if num_bytes > _memory():
+        raise BinningError(
+            f"Counts must fit into memory, got {num_bytes / 1e9:.4g} GB for {recording.num_units} units in "
+            f"bins of {bin_size} s from {starts[0]:.6g} to {stops[-1]:.6g} s {where}, where there are "
+            f"{_memory() / 1e9:.4g} GB. Use larger bins; if the recording was not that long, correct its "
+            "times or `obs_intervals`."
         )
     if (num_bins == 0).any():
         logger.warning(
@@ -133,6 +142,14 @@ def bin_spikes(recording: Recording, bin_size: float) -> list[BinnedInterval]:
         BinnedInterval(float(start), counts[first:last], np.ones(last - first, dtype=bool), int(index))
         for index, start, first, last in zip(indices, starts, offsets[:-1], offsets[1:], strict=True)
     ]
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return float("inf")
 
 
 def check_bin_size(bin_size: float) -> None:

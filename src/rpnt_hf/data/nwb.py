@@ -8,6 +8,8 @@ import datetime
 import hashlib
 import logging
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +19,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rpnt_hf.data.nwb_tables import (
+    check_columns,
+    check_intervals,
+    check_tables,
+    decode_text,
+    read_array,
+    read_observed,
+    read_sites,
+    read_spike_times,
+    read_trials,
+    read_unit_ids,
+)
 from rpnt_hf.errors import RecordingError
 
 if TYPE_CHECKING:
@@ -24,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# NWB core stores electrode coordinates in micrometres; sites are in millimetres here.
-MICROMETRES_PER_MILLIMETRE = 1000.0
+# A recording that spans more holds times of two clocks, or a time that is no time.
+MAX_DAYS = 90
 
 TASK_TOKENS = {"CO": "center_out", "RT": "random_target"}
 TASK_PHRASES = {
@@ -172,7 +186,14 @@ class Recording:
             )
         for unit_id, times in zip(self.unit_ids, self.spike_times, strict=True):
             _check_spikes(unit_id, times, where)
-        _check_intervals(self.obs_intervals, where)
+        check_intervals(self.obs_intervals, where)
+        span = self.obs_intervals[-1, 1] - self.obs_intervals[0, 0]
+        if span > MAX_DAYS * 86400:
+            raise RecordingError(
+                f"A recording must span at most {MAX_DAYS} days, got {self.obs_intervals[0, 0]:.6g} to "
+                f"{self.obs_intervals[-1, 1]:.6g} s {where}. Where spikes, behaviour and trials are on "
+                "different clocks, bring them to one; where a time is far off, remove it."
+            )
         _check_trials(self.trials, where)
 
     @classmethod
@@ -286,7 +307,7 @@ class Recording:
         return bin_spikes(self, bin_size)
 
 
-def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
+def read_nwb(path: str | Path, repair_spikes: bool = False, any_unit: bool = False) -> Recording:
     """Reads one NWB file into a `Recording`.
 
     - Session: `session_id` of the file, else the file's stem without `_behavior+ecephys` or `_ecephys`.
@@ -310,17 +331,19 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
         path (`str` or `Path`): An NWB 2.x file.
         repair_spikes (`bool`, defaults to `False`): Sort spike times and drop exact duplicates instead of
             refusing them.
+        any_unit (`bool`, defaults to `False`): Take what is observed of any unit as observed, not only what
+            is observed of all; for sites that were not recorded all the time.
 
     Returns:
         `Recording`: times in s, positions in mm.
 
     Raises:
         RecordingError: If the file is missing, truncated or not NWB, has no units, or breaks a rule of
-        `Recording`.
+            `Recording`.
     """
     # Imported here because pynwb takes seconds and most users of a decoder never open a file.
+    import h5py
     import pynwb
-    from hdmf.build import BuildError, ConstructError
 
     path = Path(path)
     if not path.is_file():
@@ -328,164 +351,105 @@ def read_nwb(path: str | Path, repair_spikes: bool = False) -> Recording:
             f"`path` must be an NWB file, got '{path}', where there is no file. Check the name."
         )
     try:
-        with pynwb.NWBHDF5IO(str(path), "r", load_namespaces=True) as io:
-            return _recording_from(io.read(), path, repair_spikes)
+        with warnings.catch_warnings(record=True) as caught, h5py.File(path, "r") as file:
+            warnings.simplefilter("always")
+            check_columns(file)
+            date = _read_date(file)
+            with pynwb.NWBHDF5IO(file=file, mode="r", load_namespaces=True) as io:
+                nwbfile = io.read()
+                check_tables(file, nwbfile)
+                behavior = _read_behavior(nwbfile, path, file, _broken_links(caught))
+                return _recording_from(nwbfile, path, date, behavior, repair_spikes, any_unit)
     except RecordingError:
         raise
-    except (OSError, KeyError, TypeError, BuildError, ConstructError, ValueError) as error:
+    except Exception as error:  # h5py, hdmf and pynwb raise errors of every kind on files that are damaged
         raise RecordingError(
             f"`path` must be a whole NWB 2.x file, got '{path}', which cannot be read "
             f"({type(error).__name__}: {error}). It may be truncated: fetch it again."
         ) from error
 
 
-def _recording_from(nwbfile: Any, path: Path, repair_spikes: bool) -> Recording:
+def _broken_links(caught: list[warnings.WarningMessage]) -> list[str]:
+    """Paths in the file of links that lead nowhere, out of the warnings of reading it."""
+    from hdmf.backends.warnings import BrokenLinkWarning
+
+    broken = [str(one.message) for one in caught if issubclass(one.category, BrokenLinkWarning)]
+    return [message.removeprefix("Path to Group altered/broken at ") for message in broken]
+
+
+def _read_date(file: Any) -> datetime.date | None:
+    """Day of the session, in the time zone that the file states; lenient readers make up missing parts."""
+    if "session_start_time" not in file:
+        return None
+    text = decode_text(file["session_start_time"][()], "session_start_time")
+    match = re.match(r"(\d{4})-?(\d{2})-?(\d{2})(?!\d)", text)
+    try:
+        return datetime.date(*map(int, match.groups()))  # type: ignore[union-attr]
+    except (AttributeError, ValueError) as error:
+        raise RecordingError(
+            f"`session_start_time` must be an ISO 8601 date with or without a time, got '{text}'. Write it "
+            "as in 2020-03-04T12:00:00+00:00."
+        ) from error
+
+
+def _recording_from(
+    nwbfile: Any,
+    path: Path,
+    date: datetime.date | None,
+    behavior: tuple[dict[str, BehaviorSeries], dict[str, str]],
+    repair_spikes: bool,
+    any_unit: bool,
+) -> Recording:
     stem = re.sub(r"(_behavior\+ecephys|_ecephys|_behavior)$", "", path.stem)
-    session_id = str(nwbfile.session_id or stem)
+    session_id = decode_text(nwbfile.session_id or stem, "session_id")
     units = nwbfile.units
     if units is None or len(units) == 0 or "spike_times" not in units.colnames:
         raise RecordingError(
             f"A recording must have units with spike times, got none in '{path.name}'. Add a `units` table "
             "with `spike_times`."
         )
-    trials = None
-    if nwbfile.trials is not None and len(nwbfile.trials):
-        trials = nwbfile.trials.to_dataframe().drop(columns="timeseries", errors="ignore")
-    unit_sites, site_ids, site_positions = _read_sites(nwbfile)
-    observed = _read_obs_intervals(nwbfile, session_id)
+    spike_times = read_spike_times(units)
+    trials = read_trials(nwbfile)
+    unit_sites, site_ids, site_positions = read_sites(nwbfile)
     subject_id = nwbfile.subject.subject_id if nwbfile.subject else None
-    description = str(nwbfile.session_description or "")
-    behavior, unusable_behavior = _read_behavior(nwbfile, path)
     return Recording.from_arrays(
         session_id,
-        _ragged(units, "spike_times"),
-        behavior=behavior,
-        unusable_behavior=unusable_behavior,
+        spike_times,
+        behavior=behavior[0],
+        unusable_behavior=behavior[1],
         trials=trials,
-        obs_intervals=observed,
-        unit_ids=_read_unit_ids(units),
+        obs_intervals=read_observed(nwbfile, spike_times, session_id, any_unit),
+        unit_ids=read_unit_ids(units),
         unit_sites=unit_sites,
         site_ids=site_ids,
         site_positions=site_positions,
-        subject_id=subject_id,
-        task=_read_task(path.stem, description, trials),
-        recording_date=nwbfile.session_start_time.date() if nwbfile.session_start_time else None,
+        subject_id=None if subject_id is None else decode_text(subject_id, "subject_id"),
+        task=_read_task(path.stem, str(nwbfile.session_description or ""), trials),
+        recording_date=date,
         source={"file_name": path.name, "sha256": _sha256(path)},
         repair_spikes=repair_spikes,
     )
 
 
-def _ragged(table: Any, name: str) -> list[np.ndarray]:
-    """Reads a ragged column with one slice; the index column holds unsigned end offsets."""
-    stops = np.asarray(table[name].data[:], dtype=np.int64)
-    return np.split(np.asarray(table[name].target.data[:]), stops)[: len(stops)]
-
-
-def _read_unit_ids(units: Any) -> list[str]:
-    if "unit_name" in units.colnames:
-        names = [str(name) for name in units["unit_name"].data[:]]
-        if len(set(names)) == len(names):
-            return names
-    return [str(unit_id) for unit_id in units.id[:]]
-
-
-def _read_sites(nwbfile: Any) -> tuple[np.ndarray, list[str], np.ndarray]:
-    units, electrodes = nwbfile.units, nwbfile.electrodes
-    group_of_unit: list[Any] = [None] * len(units)
-    # Read once: each is a reference that HDF5 looks up.
-    group_of_electrode = [] if electrodes is None else list(electrodes["group"].data[:])
-    if "electrodes" in units.colnames and electrodes is not None:
-        rows = (
-            _ragged(units, "electrodes")
-            if hasattr(units["electrodes"], "target")
-            else units["electrodes"].data[:]
-        )
-        firsts = [np.atleast_1d(row)[:1] for row in rows]
-        group_of_unit = [group_of_electrode[int(first[0])] if len(first) else None for first in firsts]
-    elif "electrode_group" in units.colnames:
-        group_of_unit = list(units["electrode_group"].data[:])
-    names = [group.name if group is not None else "unknown" for group in group_of_unit]
-    group_names = list(dict.fromkeys(names))
-    groups = {group.name: group for group in group_of_unit if group is not None}
-    locations = [str(groups[name].location or "") if name in groups else name for name in group_names]
-    usable = len(set(locations)) == len(locations) and not {"", "unknown"} & {
-        location for location, name in zip(locations, group_names, strict=True) if name in groups
-    }
-    positions = np.full((len(group_names), 3), np.nan)
-    if electrodes is not None:
-        coordinates = np.stack(
-            [
-                np.asarray(electrodes[axis].data[:], np.float64)
-                if axis in electrodes.colnames
-                else np.full(len(electrodes), np.nan)
-                for axis in ("x", "y", "z")
-            ],
-            axis=1,
-        )
-        known = np.isfinite(coordinates).all(axis=1) & bool((np.nan_to_num(coordinates) != 0).any())
-        electrode_names = np.array([group.name for group in group_of_electrode], dtype=object)
-        for index, name in enumerate(group_names):
-            chosen = known & (electrode_names == name)
-            if chosen.any():
-                positions[index] = coordinates[chosen].mean(axis=0) / MICROMETRES_PER_MILLIMETRE
-    unit_sites = np.array([group_names.index(name) for name in names], dtype=np.int64)
-    return unit_sites, locations if usable else group_names, positions
-
-
-def _read_obs_intervals(nwbfile: Any, session_id: str) -> np.ndarray | None:
-    units = nwbfile.units
-    observed: np.ndarray | None = None
-    if "obs_intervals" in units.colnames:
-        per_unit = [
-            np.asarray(rows, np.float64).reshape(-1, 2)
-            for rows in _ragged(units, "obs_intervals")
-            if len(rows)
-        ]
-        for rows in {rows.tobytes(): rows for rows in per_unit}.values():
-            observed = rows if observed is None else _intersection(observed, rows)
-        if observed is not None and len(observed) == 0:
-            raise RecordingError(
-                "`obs_intervals` must leave a time when all units are observed, got none in session "
-                f"'{session_id}'. Leave out the units that were not recorded with the rest."
-            )
-    if nwbfile.invalid_times is not None and len(nwbfile.invalid_times):
-        if observed is None:
-            raise RecordingError(
-                "A file with `invalid_times` must also have `obs_intervals`, got none in session "
-                f"'{session_id}'. Write `obs_intervals` for its units."
-            )
-        table = nwbfile.invalid_times
-        invalid = np.stack([table["start_time"].data[:], table["stop_time"].data[:]], axis=1)
-        invalid = invalid[np.argsort(invalid[:, 0])]
-        edges = np.concatenate(
-            [[-np.inf], np.stack([invalid[:, 0], np.maximum.accumulate(invalid[:, 1])], 1).ravel(), [np.inf]]
-        )
-        valid = edges.reshape(-1, 2)
-        observed = _intersection(observed, valid[valid[:, 1] > valid[:, 0]])
-    return observed
-
-
-def _intersection(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Times that lie in both of two sorted lists of intervals, as sorted intervals."""
-    starts = np.maximum(first[:, None, 0], second[None, :, 0])
-    stops = np.minimum(first[:, None, 1], second[None, :, 1])
-    kept = stops > starts
-    both = np.stack([starts[kept], stops[kept]], axis=1)
-    return both[np.argsort(both[:, 0])]
-
-
-def _read_behavior(nwbfile: Any, path: Path) -> tuple[dict[str, BehaviorSeries], dict[str, str]]:
+def _read_behavior(
+    nwbfile: Any, path: Path, file: Any, broken_links: list[str]
+) -> tuple[dict[str, BehaviorSeries], dict[str, str]]:
     """Reads every series that can be used, and tells of the others why they cannot."""
     modules = sorted(nwbfile.processing.values(), key=lambda module: module.name != "behavior")
     places = [(module.name, module.data_interfaces) for module in modules]
-    found: dict[str, tuple[tuple[str, str, str], Any]] = {}
+    found: dict[int, tuple[tuple[str, str, str], Any]] = {}
     for place, interfaces in [*places, ("acquisition", nwbfile.acquisition)]:
         for interface in interfaces.values():
             for container, name, series in _walk(interface):
                 # A link leads to a series that may have been found already.
-                found.setdefault(series.object_id, ((place, container, name), series))
+                found.setdefault(id(series), ((place, container, name), series))
     behavior: dict[str, BehaviorSeries] = {}
     unusable: dict[str, str] = {}
+    for link in broken_links:
+        if link.startswith(("/processing/", "/acquisition/")):
+            unusable[link] = "its link leads nowhere: fetch the file that it points to, or put the data here."
+    for place in _passed_over(file, [series.object_id for _, series in found.values()]):
+        unusable[place] = "pynwb does not read it where it lies: put it into an NWB container of series."
     names = [full for full, _ in found.values()]
     for full, series in found.values():
         alone = (full[-n:] for n in (1, 2) if sum(other[-n:] == full[-n:] for other in names) == 1)
@@ -493,29 +457,72 @@ def _read_behavior(nwbfile: Any, path: Path) -> tuple[dict[str, BehaviorSeries],
         try:
             behavior[name] = _behavior_series(name, series)
         except RecordingError as error:
-            logger.warning("Series '%s' of '%s' cannot be used: %s", name, path.name, error)
             unusable[name] = str(error)
+    for name, why in unusable.items():
+        logger.warning("Series '%s' of '%s' cannot be used: %s", name, path.name, why)
     return behavior, unusable
+
+
+def _passed_over(file: Any, object_ids: list[str]) -> list[str]:
+    """Paths of series in the file that are not among those that pynwb read."""
+    read, paths = Counter(object_ids), []
+
+    def visit(_: str, item: Any) -> None:
+        kind = item.attrs.get("neurodata_type")
+        if kind in ("TimeSeries", "SpatialSeries", b"TimeSeries", b"SpatialSeries"):
+            object_id = decode_text(item.attrs.get("object_id", ""), "object_id")
+            if not read[object_id]:
+                paths.append(item.name)
+            read[object_id] -= bool(read[object_id])
+
+    for place in ("processing", "acquisition"):
+        if place in file:
+            file[place].visititems(visit)
+    return paths
 
 
 def _behavior_series(name: str, series: Any) -> BehaviorSeries:
     data = series.data
-    if not np.issubdtype(data.dtype, np.number) or len(data.shape) not in (1, 2) or data.shape[0] == 0:
+    shape, dtype = getattr(data, "shape", ()), getattr(data, "dtype", None)
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf" or len(shape) not in (1, 2) or 0 in shape:
         raise RecordingError(
-            f"A behaviour series must hold numbers of shape (samples,) or (samples, K), got {data.dtype} of "
-            f"shape {tuple(data.shape)} in series '{name}'."
+            "A behaviour series must hold real numbers of shape (samples,) or (samples, K), got "
+            f"{dtype or type(data).__name__} of shape {tuple(shape)} in series '{name}'."
         )
-    values = np.asarray(data[:], np.float64) * series.conversion + series.offset
-    values = values.reshape(len(values), -1)
+    conversion, offset = float(series.conversion), float(series.offset)
+    if not np.isfinite([conversion, offset]).all() or conversion == 0:
+        raise RecordingError(
+            f"`conversion` must be finite and not 0, and `offset` finite, got {conversion} and {offset} in "
+            f"series '{name}'."
+        )
+    if (series.timestamps is None) == (series.rate is None):
+        raise RecordingError(
+            f"A behaviour series must have either `timestamps` or a `rate`, got "
+            f"{'neither' if series.rate is None else 'both'} in series '{name}'."
+        )
     if series.timestamps is not None:
-        timestamps = np.asarray(series.timestamps[:], np.float64)
+        timestamps = read_array(series.timestamps, f"{name}.timestamps").astype(np.float64)
     else:
-        timestamps = (series.starting_time or 0.0) + np.arange(len(values)) / series.rate
+        if not (np.isfinite(series.rate) and series.rate > 0):
+            raise RecordingError(f"`rate` must be above 0 Hz, got {series.rate} in series '{name}'.")
+        if len(shape) == 2 and shape[0] < shape[1]:
+            raise RecordingError(
+                f"A behaviour series must have time along its first axis, got shape {tuple(shape)} in series "
+                f"'{name}', which looks transposed."
+            )
+        timestamps = float(series.starting_time or 0.0) + np.arange(shape[0]) / float(series.rate)
+    values = read_array(data, name).astype(np.float64) * conversion + offset
+    values = values.reshape(len(values), -1)
+    if np.isfinite(values).sum() != np.isfinite(values.astype(np.float32)).sum():
+        raise RecordingError(
+            f"A behaviour series must fit into 32-bit numbers, got values up to {np.nanmax(np.abs(values))} "
+            f"in series '{name}'. Choose a unit in which they are smaller."
+        )
     num_dimensions = values.shape[1]
     dimensions = {1: [""], 2: ["x", "y"], 3: ["x", "y", "z"]}.get(
         num_dimensions, [str(i) for i in range(num_dimensions)]
     )
-    return BehaviorSeries(name, timestamps, values, dimensions, str(series.unit))
+    return BehaviorSeries(name, timestamps, values, dimensions, decode_text(series.unit, f"{name}.unit"))
 
 
 def _walk(container: Any, parent: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -594,23 +601,6 @@ def _check_spikes(unit_id: str, times: np.ndarray, where: str) -> None:
         )
 
 
-def _check_intervals(obs_intervals: np.ndarray, where: str) -> None:
-    if obs_intervals.ndim != 2 or obs_intervals.shape[1:] != (2,) or len(obs_intervals) == 0:
-        raise RecordingError(
-            f"`obs_intervals` must have shape (intervals, 2), got {obs_intervals.shape} {where}."
-        )
-    edges = obs_intervals.ravel()
-    if (
-        not np.isfinite(edges).all()
-        or (np.diff(edges) < 0).any()
-        or (obs_intervals[:, 1] <= obs_intervals[:, 0]).any()
-    ):
-        raise RecordingError(
-            f"`obs_intervals` must be finite, sorted, not overlap and not be empty, got {len(obs_intervals)} "
-            f"intervals that break this {where}. Merge or sort them."
-        )
-
-
 def _check_trials(trials: pd.DataFrame, where: str) -> None:
     missing = {"start_time", "stop_time"} - set(trials.columns)
     if missing:
@@ -618,6 +608,11 @@ def _check_trials(trials: pd.DataFrame, where: str) -> None:
             f"`trials` must have the columns `start_time` and `stop_time`, got none of {sorted(missing)} "
             f"{where}."
         )
+    for name in ("start_time", "stop_time"):
+        if not pd.api.types.is_numeric_dtype(trials[name]):
+            raise RecordingError(
+                f"`{name}` of trials must be numbers, in s, got {trials[name].dtype} {where}. Convert them."
+            )
     start, stop = trials["start_time"].to_numpy(np.float64), trials["stop_time"].to_numpy(np.float64)
     bad = np.flatnonzero(np.isinf(start) | np.isinf(stop) | (stop <= start))
     if len(bad):
