@@ -4,16 +4,17 @@
   "use strict";
   if (window.rpnt) return;
 
-  // Okabe and Ito (2008), as in rpnt_hf.analysis.plots; lighter ones on a dark page.
+  // After Okabe and Ito (2008), as in rpnt_hf.analysis.plots; lighter ones on a dark page. Orange is decoded movement
+  // and nothing else.
   const LIGHT = {
     ink: "#1a1a1a", muted: "#5c6066", line: "#dfe2e6", panel: "#ffffff", truth: "#8a8f96", band: "rgba(0,114,178,0.10)",
     decoded: "#D55E00", changed: "#0072B2", trial: "rgba(0,0,0,0.045)", failed: "rgba(0,0,0,0.10)", gap: "rgba(0,0,0,0.18)",
-    series: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07800", "#2F86B8"],
+    sites: ["#0072B2", "#009E73", "#B3568F", "#8A6A00", "#2F86B8", "#5B4FA0"],
   };
   const DARK = {
     ink: "#f1f3f5", muted: "#a4abb4", line: "#3a4048", panel: "#1b1f24", truth: "#9aa3ad", band: "rgba(86,180,233,0.16)",
     decoded: "#FF8A3D", changed: "#6CC3F2", trial: "rgba(255,255,255,0.055)", failed: "rgba(255,255,255,0.13)", gap: "rgba(255,255,255,0.22)",
-    series: ["#6CC3F2", "#FF8A3D", "#3CCB9B", "#E3A0C8", "#F0C24B", "#8FB8FF"],
+    sites: ["#6CC3F2", "#3CCB9B", "#E3A0C8", "#F0C24B", "#8FB8FF", "#B8A9F5"],
   };
   // Viridis at nine places (CC0), and blue to white to orange for differences.
   const VIRIDIS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129],
@@ -35,9 +36,9 @@
   }
 
   function ticks(low, high, about) {
-    const raw = (high - low) / Math.max(about, 1);
-    const power = Math.pow(10, Math.floor(Math.log10(raw)));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw - 1e-12) || raw;
+    const power = Math.pow(10, Math.floor(Math.log10((high - low) / Math.max(about, 1))));
+    const off = (s) => Math.abs((high - low) / s - about);
+    const step = [1, 2, 5, 10].map((m) => m * power).reduce((best, s) => (off(s) < off(best) ? s : best));
     const found = [];
     for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) found.push(Math.abs(v) < step * 1e-9 ? 0 : v);
     return found;
@@ -113,7 +114,7 @@
 
   function valueAxis(ctx, box, low, high, name, unit) {
     const c = colors();
-    for (const v of ticks(low, high, Math.max(box.h / 34, 2))) {
+    for (const v of ticks(low, high, Math.max(box.h / 30, 3.5))) {
       const y = box.y + box.h - ((v - low) / (high - low)) * box.h;
       line(ctx, box.x, y, box.x + box.w, y, c.line);
       text(ctx, shown(v), box.x - 6, y, { align: "right", baseline: "middle", size: 11 });
@@ -160,7 +161,7 @@
     const pitch = box.h / rows;
     let first = 0;
     sites.forEach((site, index) => {
-      const color = c.series[index % c.series.length];
+      const color = c.sites[index % c.sites.length];
       const y = box.y + first * pitch, tall = site.units * pitch;
       ctx.fillStyle = color;
       ctx.fillRect(box.x - 9, y + 0.5, 4, Math.max(tall - 1, 1));
@@ -171,12 +172,14 @@
     return rowColor;
   }
 
+  // Columns are bins and rows are lags: what would lie before the first bin stays empty.
   function heatmap(ctx, box, values, columns, rows, colorOf) {
     const image = document.createElement("canvas");
     image.width = columns;
     image.height = rows;
     const pixels = image.getContext("2d"), data = pixels.createImageData(columns, rows);
     for (let i = 0; i < columns * rows; i++) {
+      if (i % columns < Math.floor(i / columns)) continue; // before the window
       const [r, g, b] = colorOf(values[i]);
       data.data.set([r, g, b, 255], 4 * i);
     }
@@ -448,7 +451,7 @@
         for (const one of K ? [box, below] : [box]) ctx.fillRect(x0 + 0.5, one.y, Math.max(x1 - x0 - 1, 0), one.h);
       });
       text(ctx, `spikes of ${units} units`, box.x, 18, { weight: "600", color: c.ink });
-      if (view.trials.length) text(ctx, "grey bands: trials, darker where not rewarded", box.x + box.w, 18, { align: "right", size: 11 });
+      if (view.trials.length && width > 560) text(ctx, "grey bands: trials, darker where not rewarded", box.x + box.w, 18, { align: "right", size: 11 });
       const rowColor = siteBars(ctx, box, view.sites, units), pitch = box.h / units;
       let i = 0;
       for (let r = 0; r < units; r++) {
@@ -479,6 +482,8 @@
   // --- attention ----------------------------------------------------------------------------------------------------
 
   function lagMap(ctx, box, values, view, colorOf, title, labelled) {
+    ctx.fillStyle = colors().line;
+    ctx.fillRect(box.x, box.y, box.w, box.h);
     heatmap(ctx, box, values, view.bins, view.lags, colorOf);
     text(ctx, title, box.x, box.y - 6, { weight: "600", color: colors().ink });
     const far = view.lags * view.bin_size;
@@ -533,8 +538,8 @@
       text(ctx, narrow ? `0 to ${shown(n * view.bin_size)} s ago` : top.toPrecision(2), right.x + right.w, right.y + right.h + 16, { size: 11, align: "right" });
       if (!narrow) {
         text(ctx, `${(100 * view.anchor_share).toFixed(1)} %`, right.x, small.y + 22, { size: 24, weight: "600", color: c.ink });
-        text(ctx, "of the attention goes to", right.x, small.y + 42, { size: 11 });
-        text(ctx, "anchors, where metadata act", right.x, small.y + 57, { size: 11 });
+        text(ctx, "of it goes to anchors,", right.x, small.y + 42, { size: 11 });
+        text(ctx, "where metadata act", right.x, small.y + 57, { size: 11 });
       }
     }
     return { take, draw };
@@ -559,7 +564,7 @@
         const side = Math.min(each - 120, 230), box = { x: ox + 70, y: oy + 58, w: side, h: side }, cell = side / n;
         text(ctx, map.title, ox + 10, oy + 20, { weight: "600", color: c.ink });
         text(ctx, map.note, ox + 10, oy + 38, { size: 11 });
-        const off = map.weights.flatMap((row, i) => row.filter((v, j) => i !== j && v !== null));
+        const off = map.weights.flatMap((row, i) => row.filter((v, j) => (i !== j || map.diagonal) && v !== null));
         const low = Math.min(0, ...off), high = Math.max(...off, low + 1e-9);
         for (let i = 0; i < n; i++) {
           for (let j = 0; j < n; j++) {
@@ -572,12 +577,10 @@
             const star = map.significant && map.significant[i][j] ? " *" : "";
             text(ctx, v.toFixed(2) + star, x + cell / 2, y + cell / 2, { align: "center", baseline: "middle", color: dark ? "#fff" : "#111", size: 12 });
           }
-          const color = c.series[i % c.series.length];
+          const color = c.sites[i % c.sites.length];
           text(ctx, map.sites[i], box.x - 8, box.y + (i + 0.5) * cell, { align: "right", baseline: "middle", color, weight: "600" });
           text(ctx, map.sites[i], box.x + (i + 0.5) * cell, box.y + side + 16, { align: "center", color, weight: "600" });
         }
-        text(ctx, map.xlabel, box.x + side, box.y + side + 34, { align: "right", size: 11 });
-        text(ctx, map.ylabel, box.x - 62, box.y - 6, { size: 11 });
       });
     }
     return { take, draw };
@@ -683,7 +686,12 @@
       const root = element.querySelector(".rpnt-view");
       const view = VIEWS[root.dataset.kind](root);
       root.dataset.drawn = 0;
-      const update = () => { view.take(props.value || null); root.dataset.drawn = Number(root.dataset.drawn) + 1; };
+      const update = () => {
+        const message = props.value || null;
+        view.take(message);
+        root.dataset.modelMs = (message && message.model_ms) || 0;
+        root.dataset.drawn = Number(root.dataset.drawn) + 1;
+      };
       watch("value", update);
       update();
       new ResizeObserver(() => view.draw()).observe(root);

@@ -224,10 +224,9 @@ class _Page:
             self._guarded(self._choose_recording), [self.session, self.recording], everything, **quick
         )
         self.upload.upload(self._guarded(self._upload), [self.session, self.upload], everything, **quick)
-        gr.on(
-            [self.checkpoint.select, self.checkpoint.blur, self.checkpoint.change],
-            self._guarded(self._choose_checkpoint), [self.session, self.checkpoint], everything, **quick,
-        )  # fmt: skip
+        self.checkpoint.input(
+            self._guarded(self._choose_checkpoint), [self.session, self.checkpoint], everything, **quick
+        )
         self.decode.click(
             self._decode, [self.session, self.start, self.seconds, self.speed],
             [self.live, self.message], concurrency_limit=8, **slow,
@@ -285,7 +284,7 @@ class _Page:
                 updates = handler(*arguments)
             except RPNTError as error:
                 return {self.message: _note(str(error), "error")}
-            return {self.message: "", **updates}
+            return {self.message: "", **updates} if updates else {self.message: gr.skip()}
 
         return guarded
 

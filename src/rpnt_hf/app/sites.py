@@ -104,8 +104,6 @@ def connectivity_maps(recording: Recording, bin_size: float) -> list[dict[str, A
                 "weights": _plain(found.excess),
                 "significant": found.significant.tolist(),
                 "diagonal": False,
-                "xlabel": "",
-                "ylabel": "",
             }
         )
     return maps
@@ -132,13 +130,11 @@ def sites_view(maps: list[dict[str, Any]], probe: Probe | None, site_names: list
         shown.append(
             {
                 "title": "spatial attention of the decoder",
-                "note": "mean over this window, layers and heads",
+                "note": "of row to column, mean over this window and heads",
                 "sites": site_names,
                 "weights": _plain(averaged),
                 "significant": None,
                 "diagonal": True,
-                "xlabel": "attended to",
-                "ylabel": "site",
             }
         )
     if not shown:
