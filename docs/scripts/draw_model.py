@@ -152,11 +152,8 @@ def draw_flow(inputs: Inputs, found: dict[str, Any], bin_size: float) -> Figure:
         axes.set_xlabel("time (s)")
     for left, right in itertools.pairwise(panels):
         arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "color": GREY, "linewidth": 1.6}
-        figure.add_artist(
-            ConnectionPatch(
-                (1.02, 1.04), (-0.04, 1.04), "axes fraction", "axes fraction", left, right, **arrow
-            )
-        )
+        ends = {"coordsA": "axes fraction", "coordsB": "axes fraction", "axesA": left, "axesB": right}
+        figure.add_artist(ConnectionPatch((1.02, 1.04), (-0.04, 1.04), **ends, **arrow))
     return figure
 
 
@@ -197,7 +194,7 @@ def draw_rotations() -> Figure:
     owners += ["unrotated"] * (config.head_size // 2 - len(owners))
     cases = {
         "all metadata known": values,
-        "another subject": {**values, "subject": 40.0},
+        "another subject": {**values, "subject": 5.0},
         "subject unknown": {**values, "subject": np.nan},
     }
     for axes, (title, coordinates) in zip(panels, cases.items(), strict=True):
@@ -213,7 +210,9 @@ def draw_rotations() -> Figure:
             aspect="auto",
             interpolation="nearest",
         )
-        axes.set_facecolor(LIGHT)
+        axes.set_facecolor("white")
+        for row in np.flatnonzero(absent.all(axis=1)):
+            axes.text(20, row, "times 0", ha="center", va="center", fontsize=7)
         axes.set_title(title)
         axes.set_xlabel("bin")
     panels[0].set_yticks(range(len(owners)), owners, fontsize=7)

@@ -12,12 +12,13 @@ from griffe import Docstring, Extension, Object
 
 # A line of an "Args" section, or the first of "Returns", up to the colon that ends the type.
 _ARGUMENT = re.compile(r"^(\s+\*{0,2}[\w, ]+) \((.*)\):(?=\s|$)", re.MULTILINE)
-_RETURNED = re.compile(r"^(\s+)(`[^:\n]*(?:\n\s+[^:\n]*)?):(?=\s|$)")
+_RETURNED = re.compile(r"^(\s+)(\[?`[^:\n]*(?:\n\s+[^:\n]*)?):(?=\s|$)")
 _SECTION = re.compile(r"^(Returns|Yields):\n", re.MULTILINE)
 
 
 def _plain(text: str) -> str:
-    return text.replace("`", "").replace("*optional*", "optional")
+    text = re.sub(r",? *(\*optional\*|defaults to\s.*)", "", text, flags=re.DOTALL)  # the signature has it
+    return text.replace("`", "")
 
 
 def plain_types(text: str) -> str:
@@ -29,6 +30,7 @@ def plain_types(text: str) -> str:
     Returns:
         `str`: The same with types in plain text.
     """
+    text = re.sub(r"\[(`\w+`)\](?![\[(])", r"\1", text)  # a reference, as transformers writes it
     text = _ARGUMENT.sub(lambda found: f"{found[1]} ({_plain(found[2])}):", text)
     parts = _SECTION.split(text)
     for index in range(2, len(parts), 2):
