@@ -130,7 +130,8 @@ def poisson_nll(log_rates: Tensor, spike_counts: Tensor, scored: Tensor) -> Tens
         tensor(1.)
         ```
     """
-    log_rates = log_rates.float()
+    # Rates that are not scored must not reach `exp`: where it overflows, 0 times its gradient is NaN.
+    log_rates = torch.where(scored, log_rates.float(), 0.0)
     nll = torch.where(scored, log_rates.exp() - spike_counts * log_rates, 0.0)
     return mean_over_processes(nll.sum(), scored.sum())
 
@@ -218,13 +219,14 @@ def variance_loss(
     """
     scored = (scored[..., None] & torch.isfinite(labels)).expand_as(predictions)
     errors = _squared_errors(predictions.detach(), labels, scored, scale)
-    log_variances = log_variances.float() - 2 * scale.log()
+    log_variances = torch.where(scored, log_variances.float() - 2 * scale.log(), 0.0)
     loss = 0.5 * (errors * torch.exp(-log_variances) + log_variances)
     return mean_over_processes(torch.where(scored, loss, 0.0).sum(), scored.sum())
 
 
 def _squared_errors(predictions: Tensor, labels: Tensor, scored: Tensor, scale: Tensor) -> Tensor:
-    return ((predictions.float() - torch.where(scored, labels, 0.0).float()) / scale).square()
+    errors = torch.where(scored, predictions.float(), 0.0) - torch.where(scored, labels, 0.0).float()
+    return (errors / scale).square()
 
 
 __all__ = [
