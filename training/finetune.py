@@ -87,6 +87,7 @@ class FinetuneOptions:
             only the unit embeddings of sessions that the checkpoint does not know; "adapters" what "frozen"
             does and low-rank terms in every layer, and saves these alone, without the checkpoint.
         adapters: Rank and scale of those terms.
+        decoder_rate: Share of the learning rate, in (0, 1], for what a decoder brings beside unit embeddings.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
             (dropout).
@@ -120,6 +121,7 @@ class FinetuneOptions:
     init: str = "scratch"
     mode: Literal["full", "frozen", "units", "adapters"] = "full"
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
+    decoder_rate: float = 1.0
     preset: str = "tiny"
     model: dict[str, Any] = field(default_factory=dict)
     num_slots: int | None = None
@@ -214,8 +216,7 @@ def make_model(
         raise CheckpointError(
             f"`init` must be 'scratch' or a checkpoint folder, but '{options.init}' cannot be loaded: {error}"
         ) from error
-    is_decoder = "RPNTForMotorDecoding" in (config.architectures or [])
-    if is_decoder:
+    if is_decoder(options):
         for name in ("target_names", "target_units"):
             if getattr(config, name) != targets[name]:
                 raise CheckpointError(
@@ -289,6 +290,14 @@ def adapt(
         rows = [row for session_id in sessions for row in processor.session_rows(session_id)]
     base = AdapterBase.of(model, num_units, options.init, options.adapters.base_name)
     return add_adapters(model, options.adapters, rows), base
+
+
+def is_decoder(options: FinetuneOptions) -> bool:
+    """Says whether the run begins with a checkpoint that decodes already."""
+    if options.init == "scratch":
+        return False
+    config = RPNTConfig.from_pretrained(checkpoint_folder(options.init))
+    return "RPNTForMotorDecoding" in (config.architectures or [])
 
 
 def base_name(options: FinetuneOptions) -> str | None:
@@ -459,7 +468,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     steps_per_epoch = [
         math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     ]
-    optimizer = make_optimizer(model, options.optimizer)
+    body_rate = options.decoder_rate if is_decoder(options) else 1.0
+    optimizer = make_optimizer(model, options.optimizer, body_rate)
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -98,21 +98,25 @@ def check_sessions(
         )
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float = 1.0) -> torch.optim.AdamW:
     """Makes AdamW over the parameters that require gradients.
 
     Args:
         model (`nn.Module`): The model.
         config (`OptimizerConfig`): The options.
+        body_rate (`float`, *optional*, defaults to 1.0):
+            Share of the learning rate, in (0, 1], for everything but embeddings (Howard and Ruder 2018,
+            arXiv:1801.06146).
 
     Returns:
-        `torch.optim.AdamW`: With one group that decays and one that does not (vectors and embeddings: a row
+        `torch.optim.AdamW`: With one group that decays and two that do not, vectors and embeddings (a row
         that a batch does not use must stay as it is).
 
     Raises:
         ConfigurationError: An option is out of range.
     """
     check_range("learning_rate", config.learning_rate, config.learning_rate > 0, "above 0")
+    check_range("body_rate", body_rate, 0 < body_rate <= 1, "in (0, 1]")
     check_range("weight_decay", config.weight_decay, config.weight_decay >= 0, "0 or more")
     check_range("beta2", config.beta2, 0 < config.beta2 < 1, "in (0, 1)")
     check_range("max_grad_norm", config.max_grad_norm, config.max_grad_norm > 0, "above 0")
@@ -121,10 +125,13 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     embeddings |= {id(weight) for name, weight in model.named_parameters() if "trainable_tokens" in name}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
-    rest = [parameter for parameter in trained if parameter.ndim < 2 or id(parameter) in embeddings]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+    vectors = [parameter for parameter in trained if parameter.ndim < 2 and id(parameter) not in embeddings]
+    rows = [parameter for parameter in trained if id(parameter) in embeddings]
+    slower = config.learning_rate * body_rate
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay, "lr": slower},
+        {"params": vectors, "weight_decay": 0.0, "lr": slower},
+        {"params": rows, "weight_decay": 0.0, "lr": config.learning_rate},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=(0.9, config.beta2)
@@ -147,7 +154,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, num
         # One step more than the run has, so that the last rate is above 0 and each phase has a length.
         return OneCycleLR(
             optimizer,
-            max_lr=config.learning_rate,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=num_steps + 2,
             pct_start=max(config.warmup_fraction, 2 / (num_steps + 2)),
             cycle_momentum=False,
