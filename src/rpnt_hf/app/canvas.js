@@ -205,15 +205,15 @@
   // --- live ---------------------------------------------------------------------------------------------------------
 
   function liveView(root) {
+    let run = null, frame = 0;
     const tiles = document.createElement("div");
     tiles.className = "rpnt-tiles";
     root.appendChild(tiles);
-    const surface = makeCanvas(root, (w) => (w < 640 ? 720 : 470), "Decoded and true movement, drawn bin by bin");
+    const surface = makeCanvas(root, (w) => (!run ? 120 : w < 640 ? 720 : 470), "Decoded and true movement, drawn bin by bin");
     const scrub = document.createElement("input");
     Object.assign(scrub, { type: "range", min: 0, max: 1000, value: 1000, className: "rpnt-scrub", hidden: true });
     scrub.setAttribute("aria-label", "Moment of the decoded stretch");
     root.appendChild(scrub);
-    let run = null, frame = 0;
 
     function begin(setup) {
       const K = setup.names.length, units = setup.sites.reduce((sum, site) => sum + site.units, 0);
@@ -228,7 +228,7 @@
     }
 
     function take(message) {
-      if (!message || !message.setup) { run = null; draw(); return; }
+      if (!message || !message.setup) { run = null; scrub.hidden = true; tiles.innerHTML = ""; draw(); return; }
       if (!run || run.setup.run !== message.setup.run) begin(message.setup);
       const { tail, status } = message, { K } = run;
       run.status = status;
@@ -548,11 +548,11 @@
   // --- sites --------------------------------------------------------------------------------------------------------
 
   function sitesView(root) {
+    let view = null;
     const surface = makeCanvas(root, (w) => {
       const panels = view && view.maps ? view.maps.length : 1;
       return !view || !view.maps ? 90 : w < 640 ? 330 * panels : 380;
     }, "How strongly sites go together");
-    let view = null;
     function take(message) { view = message; draw(); }
     function draw() {
       if (!surface.fit()) return;
@@ -621,7 +621,7 @@
       const top = narrow ? 26 + 3 * (tall + 52) + 30 : tall + 116;
       if (!narrow) {
         colorBar(ctx, 60, tall + 66, 110, VIRIDIS, "0", view.scale.toPrecision(2), "weight");
-        colorBar(ctx, 60 + 2 * (each + 56), tall + 66, 110, DIVERGING, (-view.spread).toPrecision(2), view.spread.toPrecision(2), "change");
+        if (view.spread > 1e-4) colorBar(ctx, 60 + 2 * (each + 56), tall + 66, 110, DIVERGING, (-view.spread).toPrecision(2), view.spread.toPrecision(2), "change");
       }
       const K = view.names.length, room = (height - top - 46 - 28 * (K - 1)) / K;
       for (let k = 0; k < K; k++) {
@@ -646,8 +646,8 @@
     const bar = document.createElement("div");
     bar.className = "rpnt-progress";
     root.appendChild(bar);
-    const surface = makeCanvas(root, (w) => (w < 640 ? 360 : 210), "Loss and validation R2 over training");
     let view = null;
+    const surface = makeCanvas(root, (w) => (!view ? 60 : w < 640 ? 360 : 210), "Loss and validation R2 over training");
     function take(message) {
       view = message;
       if (!view) { bar.innerHTML = ""; draw(); return; }

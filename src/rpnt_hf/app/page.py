@@ -578,8 +578,14 @@ def _training_view(progress: dict[str, Any], state: str, message: str) -> dict[s
 
 
 def _theme() -> gr.themes.Base:
+    # Gradio's own copy, served by the page; of its semi-bold half of the letters are missing.
+    plex = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
     return gr.themes.Base(
-        primary_hue=gr.themes.colors.blue, neutral_hue=gr.themes.colors.gray, radius_size="md", text_size="md"
+        primary_hue=gr.themes.colors.blue,
+        neutral_hue=gr.themes.colors.gray,
+        radius_size="md",
+        text_size="md",
+        font=[plex, "ui-sans-serif", "system-ui", "sans-serif"],
     )
 
 
