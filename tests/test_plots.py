@@ -114,7 +114,7 @@ def test_units_of_a_site_stand_together_in_its_colour_with_its_name():
     sites = [2, 0, 0, 2, 1, 0, 1]
     axes = plot_raster(SPIKES, 3.0, 6.0, unit_sites=sites, site_ids=SITES).axes[0]
     drawn = [line.get_positions() for line in axes.collections]
-    colors = [tuple(line.get_color()[0]) for line in axes.collections]
+    colors = [tuple(line.get_color()) for line in axes.collections]
     order = [1, 2, 5, 4, 6, 0, 3]  # by site; inside a site the most active first, and all have 40 spikes
     assert [np.array_equal(found, SPIKES[unit]) for found, unit in zip(drawn, order, strict=True)] == [
         True
@@ -126,7 +126,7 @@ def test_units_of_a_site_stand_together_in_its_colour_with_its_name():
 def test_a_raster_of_one_site_is_black_and_needs_no_names():
     axes = plot_raster(SPIKES, 3.0, 6.0, unit_sites=[0] * 7, site_ids=["M1"]).axes[0]
     assert not axes.texts
-    assert {tuple(line.get_color()[0]) for line in axes.collections} == {matplotlib.colors.to_rgba("#1a1a1a")}
+    assert {tuple(line.get_color()) for line in axes.collections} == {matplotlib.colors.to_rgba("#1a1a1a")}
 
 
 def test_a_raster_refuses_sites_that_do_not_fit():

@@ -2,9 +2,28 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rpnt_hf.commands.output import print_json, print_text
-from rpnt_hf.errors import ConfigurationError
+from rpnt_hf.errors import ConfigurationError, closest_names
+
+DEFAULTS: dict[str, Any] = {
+    "protocol": None,
+    "data": None,
+    "out": None,
+    "dataset_config": None,
+    "recipe": "reach",
+    "targets": (),
+    "methods": (),
+    "amounts": (),
+    "seeds": (0, 1, 2),
+    "num_proc": 1,
+    "min_steps": 400,
+    "checkpoint": None,
+    "held_out": (),
+}
 
 DESCRIPTION = """\
 Compare decoders on the sessions of a built dataset, with intervals and a verdict.
@@ -22,6 +41,7 @@ examples:
   rpnt evaluate few-shot --data dataset --out few --recipe transfer --targets SESSION --amounts 8 16 100%
   rpnt evaluate ablation --data dataset --out ablation --seeds 0 1 2 3 4
   rpnt evaluate cross-site --data dataset --recipe neuropixel_slots --out sites --amounts 10% 100%
+  rpnt evaluate --config training/configs/perich_miller_t_co.yaml --data dataset --out t_co
   rpnt evaluate falcon --data dataset --checkpoint decoder --held-out SESSION --out falcon
 
 An evaluation that was interrupted goes on where it stopped when the same command is given again.
@@ -39,35 +59,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser (`argparse.ArgumentParser`): Where to.
     """
-    parser.add_argument("protocol", metavar="PROTOCOL", help="what is compared; see above")
-    parser.add_argument(
-        "--data", required=True, metavar="DATASET", help="folder of `rpnt build`, or Hub name"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--dataset-config", metavar="NAME", help="part of the corpus")
-    parser.add_argument(
-        "--recipe", default="reach", help="NAME of training/configs/NAME_*.yaml (default reach)"
-    )
-    parser.add_argument(
-        "--targets", nargs="+", default=[], metavar="SESSION", help="sessions to decode (all)"
-    )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="decoders, or arms (all)")
-    parser.add_argument(
-        "--amounts", nargs="+", default=[], metavar="N", help="training data: 10%% or 16 trials"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(0 1 2)")
-    parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="runs at a time (default 1)")
-    parser.add_argument("--min-steps", type=int, default=400, metavar="N", help="steps on few trials (400)")
-    parser.add_argument("--checkpoint", help="falcon: the decoder, a folder or Hub id")
-    parser.add_argument("--held-out", nargs="+", default=[], metavar="SESSION", help="falcon: held-out ones")
+
+    def add(*names: str, **options: Any) -> None:
+        parser.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    add("protocol", nargs="?", metavar="PROTOCOL", help="what is compared; see above")
+    add("--config", type=Path, metavar="FILE.yaml", help="options by name, which the command line overrides")
+    add("--data", metavar="DATASET", help="folder of `rpnt build`, or Hub name; needed")
+    add("--out", type=Path, metavar="DIR", help="folder to write; needed")
+    add("--dataset-config", metavar="NAME", help="part of the corpus")
+    add("--recipe", metavar="NAME", help="NAME of training/configs/NAME_*.yaml (default reach)")
+    add("--targets", nargs="+", metavar="SESSION", help="sessions to decode (all)")
+    add("--methods", nargs="+", metavar="NAME", help="decoders, or arms (all)")
+    add("--amounts", nargs="+", metavar="N", help="training data: 10%% or 16 trials")
+    add("--seeds", nargs="+", type=int, metavar="SEED", help="(0 1 2)")
+    add("--num-proc", type=int, metavar="N", help="runs at a time (default 1)")
+    add("--min-steps", type=int, metavar="N", help="steps on few trials (400)")
+    add("--checkpoint", help="falcon: the decoder, a folder or Hub id")
+    add("--held-out", nargs="+", metavar="SESSION", help="no pretraining sees them; falcon: held-out ones")
+
+
+def read_options(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Completes what the command line says from `--config` and the defaults.
+
+    Args:
+        arguments (`argparse.Namespace`): Only what was given.
+
+    Returns:
+        `argparse.Namespace`: Every option.
+
+    Raises:
+        ConfigurationError: The file is missing, cannot be read or names an unknown option, or an option that
+            is needed is not given.
+    """
+    given = vars(arguments)
+    written: Any = {}
+    if "config" in given:
+        path = given["config"]
+        try:
+            written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(
+                f"`--config` must be a readable YAML file, got '{path}': {error}"
+            ) from error
+        if not isinstance(written, dict):
+            raise ConfigurationError(
+                f"`--config` must hold options by name, got {type(written).__name__} in '{path}'."
+            )
+        for name in written:
+            if name not in DEFAULTS:
+                hint = closest_names(str(name), list(DEFAULTS))
+                raise ConfigurationError(
+                    f"'{path}' must hold options of `rpnt evaluate`, got `{name}`.{hint}"
+                )
+    options = {**DEFAULTS, **written, **given}
+    for name, option in (("protocol", "PROTOCOL"), ("data", "--data"), ("out", "--out")):
+        if options[name] is None:
+            raise ConfigurationError(
+                f"`rpnt evaluate` must be given {option}, got none. See `rpnt evaluate --help`."
+            )
+    return argparse.Namespace(**{**options, "out": Path(options["out"])})
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs `rpnt evaluate`.
 
     Args:
-        arguments (`argparse.Namespace`): `protocol` and the arguments of `evaluation.evaluate.evaluate`.
+        arguments (`argparse.Namespace`): `protocol`, `config` and the arguments of
+            `evaluation.evaluate.evaluate`.
+
+    Raises:
+        RPNTError: An option, the data or the folder is not what it must be.
     """
+    arguments = read_options(arguments)
     if arguments.protocol == "falcon":
         from rpnt_hf.evaluation.falcon import evaluate_falcon
 
@@ -96,7 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_proc=arguments.num_proc,
             min_steps=arguments.min_steps,
         )
-        names = ("target", "decoder", "coordinates", "amount", "seed", "r2")
+        names: tuple[str, ...] = ("target", "decoder", "coordinates", "amount", "seed", "r2")
         found = [{name: row[name] for name in names} for row in results["table"]]
     else:
         from rpnt_hf.evaluation.evaluate import evaluate
@@ -113,6 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
             seeds=arguments.seeds,
             num_proc=arguments.num_proc,
             min_steps=arguments.min_steps,
+            held_out=arguments.held_out,
         )
         names = ("session", "amount", "decoder", "r2", "r2_interval")
         found = [{name: row[name] for name in names} for row in results["scores"]]

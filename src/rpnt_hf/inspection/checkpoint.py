@@ -97,7 +97,7 @@ def inspect_checkpoint(checkpoint: str | Path) -> dict[str, Any]:
         "targets": [
             {
                 "name": name,
-                "unit": (config.target_units or [None] * len(names))[k],
+                "unit": config.target_units[k] if config.target_units else None,
                 "mean": (config.label_mean or [0.0] * len(names))[k],
                 "std": (config.label_std or [1.0] * len(names))[k],
             }

@@ -221,17 +221,19 @@ def _limits(matrix: NDArray[np.float64]) -> tuple[float, float]:
 
 def _layout(places: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[str, str]]:
     """Gives points in the plane, which of them are known places, and the names of the axes."""
-    known = np.isfinite(places).sum(axis=1) >= 2
-    spread = np.nan_to_num(np.nanmax(places[known], axis=0) - np.nanmin(places[known], axis=0)) if (
-        known.any()
-    ) else np.zeros(3)  # fmt: skip
+    found = np.isfinite(places)
+    lowest, highest = (
+        np.where(found, places, np.inf).min(axis=0),
+        np.where(found, places, -np.inf).max(axis=0),
+    )
+    spread = np.where(found.any(axis=0), highest - lowest, 0.0)
     if not spread.any():
         angles = np.pi / 2 - 2 * np.pi * np.arange(len(places)) / len(places)
         return np.stack([np.cos(angles), np.sin(angles)], axis=1), np.zeros(len(places), bool), ("", "")
     axes = np.sort(np.argsort(-spread, kind="stable")[:2])
-    known = np.isfinite(places[:, axes]).all(axis=1)
+    known = np.asarray(found[:, axes].all(axis=1))
     points = places[:, axes].copy()
-    low, high = points[known].min(axis=0), points[known].max(axis=0)
+    low, high = lowest[axes], highest[axes]
     step = max(float((high - low).max()), 1e-9)
     unknown = np.flatnonzero(~known)
     points[unknown, 0] = np.linspace(low[0], max(high[0], low[0] + step), len(unknown) + 2)[1:-1]
