@@ -301,11 +301,13 @@ class _Build:
         arrays.close()
         tasks: list[Callable[[], None]] = []
         waiting: list[tuple[int, Path]] = []
+        folders: set[Path] = set()
         for name, files in self._new(groups).items():
             _check_files(files)
             folder = self.staging.sessions / session_key(files, self.options)
-            if any(folder == other for _, other in waiting):
+            if folder in folders:
                 raise DatasetError(f"A recording must be given once, got '{files[0]}' twice. Name it once.")
+            folders.add(folder)
             waiting.append((places[name], folder))
             if not is_finished(folder):
                 tasks.append(

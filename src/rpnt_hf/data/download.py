@@ -36,7 +36,7 @@ MANIFEST_FILE = "rpnt_download.json"
 TRIES = 6  # without a new byte
 LONGEST_PAUSE = 30.0  # s
 TIMEOUT = (10.0, 60.0)  # s to connect, and between bytes
-CHUNK = 2**20
+CHUNK = 2**16
 STATUSES_TO_RETRY = (408, 425, 429, 500, 502, 503, 504)
 
 
