@@ -50,7 +50,7 @@ from rpnt_hf.processes import (
     load_whole_weights,
     make_accelerator,
     make_loader,
-    shard_like_the_model,
+    prepare_with_copy,
     total,
     use_own_random_state,
     whole_weights,
@@ -289,10 +289,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     optimizer = make_optimizer(model, options.optimizer)
     schedule = make_schedule(optimizer, options.optimizer, num_steps)
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    trained = accelerator.unwrap_model(model)
     judged: Any = averaged.module  # never wrapped: scores are those of the float32 weights that are saved
-    shard_like_the_model(accelerator, judged)
+    model, optimizer = prepare_with_copy(accelerator, model, optimizer, judged)
+    trained = accelerator.unwrap_model(model)
     progress = TrainingProgress()
     accelerator.register_for_checkpointing(schedule, WholeState(averaged), progress)
     use_own_random_state(accelerator, options.seed)

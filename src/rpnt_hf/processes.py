@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel
 
 from .data.windows import WindowCollator, WindowDataset, Windows, WindowSampler
 from .errors import ConfigurationError
@@ -34,7 +35,7 @@ __all__ = [
     "make_accelerator",
     "make_loader",
     "part_of_batch",
-    "shard_like_the_model",
+    "prepare_with_copy",
     "total",
     "use_own_random_state",
     "whole_weights",
@@ -188,15 +189,28 @@ def _is_sharded(module: nn.Module) -> bool:
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
-def shard_like_the_model(accelerator: Accelerator, module: nn.Module) -> None:
-    """Spreads a copy of the model over the processes as FSDP2 does with the model; else changes nothing.
+def prepare_with_copy(
+    accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer, copy: nn.Module
+) -> tuple[Any, Any]:
+    """Prepares a model and its optimiser, and spreads a copy of the model over the processes as the model is.
 
     Args:
-        accelerator (`Accelerator`): Has prepared the model.
-        module (`nn.Module`): A copy made before that, changed in place.
+        accelerator (`Accelerator`): The one of the run.
+        model (`PreTrainedModel`): The model.
+        optimizer (`torch.optim.Optimizer`): Its optimiser.
+        copy (`nn.Module`): A copy of the model, which FSDP2 changes in place; else it stays as it is.
+
+    Returns:
+        `tuple`: Model and optimiser.
     """
     if accelerator.is_fsdp2:
-        fsdp2_prepare_model(accelerator, module)
+        present = {type(part).__name__ for part in model.modules()}
+        layers = [name for name in model._no_split_modules or [] if name in present]
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers
+    prepared = accelerator.prepare(model, optimizer)
+    if accelerator.is_fsdp2:
+        fsdp2_prepare_model(accelerator, copy)
+    return prepared
 
 
 def let_go(module: nn.Module) -> None:
