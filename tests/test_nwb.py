@@ -301,3 +301,17 @@ def test_real_recordings_are_read(shared_data):
         recording = read_nwb(path)
         assert recording.session_id == path.stem.split("_behavior")[0].split("_ecephys")[0]
         assert recording.num_spikes > 10_000 and np.isnan(recording.site_positions).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub-C_ses-CO-20131003_behavior+ecephys.nwb", "sub-C_ses-CO-20131003"),
+        ("sub-M_ses-CO-20131003_ecephys.nwb", "sub-M_ses-CO-20131003"),
+        ("sub-C_ses-RT-20131003_behavior+ecephys.nwb", "CO-20131003"),
+        ("monday.nwb", "CO-20131003"),
+    ],
+)
+def test_sessions_of_one_name_are_told_apart_by_the_subject_in_the_file_name(name, expected, tmp_path):
+    path = reach_file(tmp_path / name, session_id="CO-20131003")
+    assert read_nwb(path).session_id == expected

@@ -29,6 +29,7 @@ COLUMNS = (
     "start_time", "num_bins", "num_context_bins", "unit_ids", "unit_sites", "counts", "observed", "behavior",
     "behavior_names", "behavior_units", "trials", "source",
 )  # fmt: skip
+ALL_PARTS = "all"
 BINARY_COLUMNS = {"counts": 1, "observed": 1, "behavior": 4}  # bytes per value
 
 
@@ -38,7 +39,7 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
     Args:
         data (`str` or `Path`): Folder that `rpnt build` wrote, its URL (http, s3 and whatever else fsspec
             knows), or the name of a dataset on the Hub. What is elsewhere is brought into the cache.
-        config_name (`str`, *optional*): Part of the corpus; None where there is only one.
+        config_name (`str`, *optional*): Part of the corpus; None where there is only one, "all" for all.
         split (`str`, *optional*, defaults to `"train"`): "train", "validation" or "test".
 
     Returns:
@@ -56,6 +57,9 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "`data` must be a folder that `rpnt build` wrote, or a dataset on the Hub (owner/name), got "
             f"'{data}', and there is no such folder. Check the path."
         )
+    if config_name == ALL_PARTS:
+        parts = [load_rows(data, name, split) for name in _list_parts(data)]
+        return datasets.concatenate_datasets(parts)
     try:
         if is_url(data):
             files = [str(file) for file in RemoteDataset.open(data).download(config_name, split)]
@@ -82,6 +86,13 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "are missing. Build it with `rpnt build`."
         )
     return dataset
+
+
+def _list_parts(data: str | Path) -> list[str]:
+    """Names the parts of a corpus."""
+    if is_url(data):
+        return RemoteDataset.open(data).config_names
+    return sorted(datasets.get_dataset_config_names(str(data)))
 
 
 def _not_loadable(data: str | Path, config_name: str | None, split: str, error: Exception) -> DatasetError:

@@ -310,7 +310,9 @@ class Recording:
 def read_nwb(path: str | Path, repair_spikes: bool = False, any_unit: bool = False) -> Recording:
     """Reads one NWB file into a `Recording`.
 
-    - Session: `session_id` of the file, else the file's stem without `_behavior+ecephys` or `_ecephys`.
+    - Session: `session_id` of the file, else the file's stem without `_behavior+ecephys` or `_ecephys`. In a
+      file named as in the DANDI archive, `sub-C_ses-CO-20131003_behavior+ecephys.nwb` with the `session_id`
+      "CO-20131003", it is "sub-C_ses-CO-20131003": subjects may have sessions of one name.
     - Task: a token `task-NAME` of the file name; else a token CO (`center_out`) or RT (`random_target`) of
       it; else "center-out" or "random target" in the session description; else `random_target` where trials
       have `go_cue_time_array`; else `None`.
@@ -402,6 +404,8 @@ def _recording_from(
 ) -> Recording:
     stem = re.sub(r"(_behavior\+ecephys|_ecephys|_behavior)$", "", path.stem)
     session_id = decode_text(nwbfile.session_id or stem, "session_id")
+    if re.fullmatch(rf"sub-[^_]+_ses-{re.escape(session_id)}", stem):
+        session_id = stem  # as in the DANDI archive, where subjects have sessions of one name
     units = nwbfile.units
     if units is None or len(units) == 0 or "spike_times" not in units.colnames:
         raise RecordingError(

@@ -105,9 +105,14 @@ class RemoteDataset:
             )
         return found
 
+    @property
+    def config_names(self) -> list[str]:
+        """Parts of the corpus."""
+        return sorted({str(shard["name"]).split("/")[0] for shard in self.build["shards"]})
+
     def config_name(self, config_name: str | None) -> str:
         """Gives the configuration that is meant: the one that was named, or the only one."""
-        names = sorted({shard["name"].split("/")[0] for shard in self.build["shards"]})
+        names = self.config_names
         if config_name is None and len(names) == 1:
             return str(names[0])
         if config_name not in names:

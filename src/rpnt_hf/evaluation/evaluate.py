@@ -25,6 +25,7 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     num_proc: int = 1,
     min_steps: int = 400,
+    held_out: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains and scores every decoder of a protocol (DESIGN section 5).
 
@@ -44,6 +45,7 @@ def evaluate(
         seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds.
         num_proc (`int`, *optional*, defaults to 1): Runs at a time, each on one thread.
         min_steps (`int`, *optional*, defaults to 400): Steps that a training on few trials takes at least.
+        held_out (`Sequence[str]`, *optional*): Sessions that no base may learn from, beside the target.
 
     Returns:
         `dict[str, Any]`: The content of `results.json`.
@@ -55,7 +57,9 @@ def evaluate(
     """
     out = Path(out)
     sessions = list_sessions(data, dataset_config)
-    runs, left_out = plan(protocol, sessions, targets=targets, methods=methods, amounts=amounts, seeds=seeds)
+    runs, left_out = plan(
+        protocol, sessions, targets=targets, methods=methods, amounts=amounts, seeds=seeds, held_out=held_out
+    )
     settings = {
         "protocol": protocol,
         "dataset_config": dataset_config,

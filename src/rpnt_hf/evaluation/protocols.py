@@ -130,6 +130,7 @@ def plan(
     methods: Sequence[str] = (),
     amounts: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
+    held_out: Sequence[str] = (),
 ) -> tuple[list[Run], dict[str, str]]:
     """Lists the runs of a protocol.
 
@@ -141,6 +142,7 @@ def plan(
         amounts (`Sequence[str]`, *optional*):
             Training data, as "10%" or "16"; those of the protocol where empty.
         seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds, at least one.
+        held_out (`Sequence[str]`, *optional*): Sessions that no base may learn from, beside the target.
 
     Returns:
         `tuple[list[Run], dict[str, str]]`: The runs, and the targets that are left out, each with the reason.
@@ -152,6 +154,7 @@ def plan(
     _check_names("protocol", [protocol], PROTOCOLS)
     known = [session.session_id for session in sessions]
     _check_names("targets", targets, known)
+    _check_names("held_out", held_out, known)
     if not seeds:
         raise ConfigurationError("`seeds` must hold at least one number, got none.")
     runs: list[Run] = []
@@ -162,7 +165,7 @@ def plan(
         if session.num_trials == 0:
             left_out[session.session_id] = "it has no training trial with behaviour"
             continue
-        sources = _sources(protocol, session, sessions)
+        sources = _sources(protocol, session, [one for one in sessions if one.session_id not in held_out])
         if protocol in TRANSFERS and not sources:
             left_out[session.session_id] = f"there is no other session for {protocol}"
             continue
