@@ -196,7 +196,7 @@ class HubServer:
     def __init__(self) -> None:
         self.token = "hf_lab"
         self.tokens = {
-            self.token: User("lab", orgs=("org",)),
+            self.token: User("lab", orgs=("org", "my-lab")),
             "hf_reader": User("lab", orgs=("org",), role="read"),
             "hf_stranger": User("stranger"),
         }

@@ -29,7 +29,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(rpnt_hf.__path_
 PAGES = pages()
 TUTORIALS = ["docs/tutorials/neuroscientist.md", "docs/tutorials/engineer.md"]
 # Pages whose blocks take more than ten seconds together.
-SLOW_PAGES = {*TUTORIALS}
+SLOW_PAGES = {*TUTORIALS, "docs/how_to/few_trials.md"}
 IMAGE_LIMIT = 200_000  # bytes
 FOLDERS = ("training", "examples", "dataset_builders", "benchmarks", "reference_checkpoints", "docs", "tests")
 
@@ -85,6 +85,7 @@ def test_blocks_of_a_page_run(page: str, request: pytest.FixtureRequest, tmp_pat
     environment = {}
     if "my-lab/" in code:  # a Hub of this machine
         lab = request.getfixturevalue("lab")
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", lab.url)
         environment = {"HF_ENDPOINT": lab.url, "HF_TOKEN": lab.token, "HF_HUB_DISABLE_XET": "1"}
     run = PageRun(environment)
     for block in blocks:
