@@ -12,6 +12,7 @@ them, are not in it.
 import argparse
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,7 @@ class Watcher:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
+        self.processor_s = 0.0
         self.private_mib = 0.0
         self.resident_mib = 0.0
         self.thread = threading.Thread(target=self.watch)
@@ -128,11 +130,14 @@ def run_watched(code: str, *arguments: object) -> tuple[str, Watcher]:
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(code)
         file.flush()
+        before = os.times()
         command = [sys.executable, file.name, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         watcher = Watcher(process)
         output, errors = process.communicate()
         watcher.thread.join()
+    after = os.times()
+    watcher.processor_s = sum(after[2:4]) - sum(before[2:4])
     if process.returncode:
         raise RuntimeError(errors)
     return output, watcher
@@ -164,6 +169,7 @@ def sweep_sessions(options: argparse.Namespace) -> None:
                 "sessions": number,
                 "million spikes": sum(one["num_spikes"] for one in built["sessions"]) / 1e6,
                 "build, s": float(text.split()[-1]),
+                "build, processor s": builder.processor_s,
                 "build, private MiB": builder.private_mib,
                 "Parquet, MB": sum(shard["bytes"] for shard in built["shards"]) / 1e6,
             }
@@ -171,6 +177,7 @@ def sweep_sessions(options: argparse.Namespace) -> None:
                 text, watcher = run_watched(TRAIN, out, kind, steps)
                 facts = json.loads(text.splitlines()[-1])
                 row |= {f"{kind}: {name}": value for name, value in facts.items()}
+                row[f"{kind}: processor s"] = watcher.processor_s
                 row[f"{kind}: private MiB"] = watcher.private_mib
             rows.append(row)
             print(json.dumps(row), flush=True)
@@ -190,7 +197,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
 
     figure, (times, memory) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     sessions = [row["sessions"] for row in rows]
-    for name in ("build, s", "mapped: into the cache, s", "mapped: open, s", "streamed: open, s"):
+    for name in ("build, processor s", "build, s", "mapped: into the cache, s", "streamed: open, s"):
         times.plot(sessions, [row[name] for row in rows], marker="o", label=name.removesuffix(", s"))
     times.set(xlabel="sessions of a million spikes", ylabel="s", xlim=(0, None), ylim=(0, None))
     for name in ("build, private MiB", "mapped: private MiB", "streamed: private MiB"):

@@ -372,8 +372,8 @@ def test_equal_builds_give_equal_rows(tmp_path):
 
 
 def test_rows_pass_many_row_groups_and_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("rpnt_hf.data.builder.ROWS_PER_GROUP", 2)
-    monkeypatch.setattr("rpnt_hf.data.builder.BYTES_PER_FILE", 1)
+    monkeypatch.setattr("rpnt_hf.data.shards.ROWS_PER_GROUP", 2)
+    monkeypatch.setattr("rpnt_hf.data.shards.BYTES_PER_SHARD", 1)
     folder = build_dataset([make_recording(duration=60.0)], tmp_path / "out", CONFIG)
     assert len(list(folder.glob("default/train-*.parquet"))) > 3
     assert sum(int(own_counts(row).sum()) for _, row in rows_of(load(folder, tmp_path))) == 800

@@ -323,7 +323,7 @@ def test_a_dataset_deleted_under_a_running_training(corpus, tmp_path, tally):
         shutil.copytree(corpus, folder)
         command = [sys.executable, load_script("training/pretrain.py").__file__, "--data", folder]
         command += ["--output_dir", tmp_path / f"out-{streaming}", "--streaming", streaming, *OPTIONS]
-        command += ["--epochs", "30", "--batch_size", "4"]
+        command += ["--epochs", "5", "--batch_size", "4"]
         process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
         checkpoints = tmp_path / f"out-{streaming}" / "checkpoints"
         timer = threading.Event()

@@ -5,7 +5,6 @@ rows: that is `rows.py` and `windows.py`, or plain `datasets.load_dataset`.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -414,13 +413,12 @@ def stage_session(
             session.num_blocks += len(prepared.trials)
             summaries.append(_write_rows(prepared, entry.config_name, writer))
             del item, loaded, entry, recording, prepared
+        files = writer.close()
+        write_summary(unfinished, {"sessions": summaries, "files": files, "parts_before": parts_before})
     except BaseException:
-        with contextlib.suppress(OSError):
-            writer.close()
+        writer.abandon()
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    files = writer.close()
-    write_summary(unfinished, {"sessions": summaries, "files": files, "parts_before": parts_before})
     unfinished.rename(folder)
 
 

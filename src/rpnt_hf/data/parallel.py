@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 from rpnt_hf.errors import DatasetError
@@ -68,11 +69,17 @@ def run_tasks(
             initializer=_begin,
             initargs=(getattr(of, "__module__", None) or "",),
         )
-        futures = [pool.submit(task) for task in tasks]
+        # No more than run: what was handed over cannot be taken back when the user interrupts.
+        results_by_task: dict[int, Result] = {}
+        running: dict[Future[Result], int] = {}
+        waiting = iter(enumerate(tasks))
         try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
+            while len(results_by_task) < len(tasks):
+                for index, task in islice(waiting, num_proc - len(running)):
+                    running[pool.submit(task)] = index
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    results_by_task[running.pop(future)] = future.result()
+                    bar.update()
         except BrokenProcessPool as error:
             raise DatasetError(
                 f"Every one of the {min(num_proc, len(tasks))} processes must live until the work is done, "
@@ -81,7 +88,7 @@ def run_tasks(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        return [future.result() for future in futures]
+        return [results_by_task[index] for index in range(len(tasks))]
 
 
 def _begin(module: str) -> None:

@@ -5,6 +5,7 @@ number of processes; then staged rows are packed into files of equal size, in th
 result depends on the sessions only. Not for what a row holds (`schema.py`, `cutting.py`).
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,12 @@ class StagingWriter:
             {"config": config_name, "split": split, "batches": sizes}
             for (config_name, split), sizes in self.batches.items()
         ]
+
+    def abandon(self) -> None:
+        """Lets go of the files of a session that could not be staged."""
+        for writer in self.writers.values():
+            with contextlib.suppress(OSError, pa.ArrowInvalid):
+                writer.close()
 
     def _flush(self, part: Part) -> None:
         rows = self.rows.pop(part)
