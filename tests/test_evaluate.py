@@ -207,3 +207,33 @@ def test_named_recipes_are_complete():
     assert Recipe.named("tiny").pretrain is not None
     with pytest.raises(ConfigurationError, match="`recipe` must be one of"):
         Recipe.named("microelectrode_of_mine")
+
+
+def test_the_arms_of_an_ablation_are_trained_as_they_say(corpus, recipe, tmp_path):
+    arms = ["all", "no spike dropout", "no weight averaging", "with recurrent stem"]
+    # The small recipe averages no weights: then the arm adds it.
+    with pytest.raises(ConfigurationError, match="got 'no weight averaging'"):
+        evaluate(
+            "ablation", str(corpus), tmp_path / "out", recipe=recipe, targets=["a"], methods=arms, seeds=[0]
+        )
+    arms[2] = "with weight averaging"
+    results = evaluate(
+        "ablation", str(corpus), tmp_path / "out", recipe=recipe, targets=["a"], methods=arms, seeds=[0],
+        min_steps=1,
+    )  # fmt: skip
+    assert {score["decoder"] for score in results["scores"]} == set(arms)
+    found = {}
+    for arm in arms:
+        path = tmp_path / "out" / "runs" / "a" / arm.replace(" ", "-") / "all" / "seed0" / "model"
+        written = json.loads((path / "run_config.json").read_text())
+        written = written.get("settings", written)
+        found[arm] = (
+            written["spike_dropout"], written["optimizer"]["averaging_decay"],
+            json.loads((path / "config.json").read_text())["recurrent_stem"],
+        )  # fmt: skip
+    assert found == {
+        "all": (0.5, 0.0, False),
+        "no spike dropout": (0.0, 0.0, False),
+        "with weight averaging": (0.5, 0.99, False),
+        "with recurrent stem": (0.5, 0.0, True),
+    }

@@ -3,7 +3,8 @@
 import pytest
 
 from rpnt_hf.errors import ConfigurationError, DatasetError
-from rpnt_hf.evaluation.protocols import ABLATIONS, COMPARATORS, MODES, PROTOCOLS, Session, plan
+from rpnt_hf.evaluation.protocols import COMPARATORS, MODES, PARTS, PROTOCOLS, Session, ablation_arms, plan
+from rpnt_hf.evaluation.runner import Recipe
 
 SESSIONS = [
     Session("c1", "C", "center_out", 100),
@@ -61,10 +62,21 @@ def test_amounts_are_trials_of_the_session_and_each_number_comes_once():
     ]  # fmt: skip
 
 
-def test_arms_of_an_ablation_change_fields_of_the_configuration():
-    runs, _ = plan("ablation", SESSIONS, targets=["c1"], methods=["all", "no stem"], seeds=[0])
-    assert [(run.name, dict(run.model)) for run in runs] == [("all", {}), ("no stem", {"stem_kernel": 1})]
-    assert {run.name for run in plan("ablation", SESSIONS, targets=["c1"])[0]} == set(ABLATIONS)
+@pytest.mark.parametrize("recipe", ["tiny", "reach"])
+def test_an_ablation_takes_each_part_away_or_adds_it(recipe):
+    options = Recipe.named(recipe).options()
+    arms = ablation_arms(options)
+    assert len(arms) == 1 + len(PARTS) + 3
+    assert arms["all"] == {}
+    for arm, overrides in arms.items():
+        for name, value in overrides.items():
+            assert name in options
+            assert options[name] != value, arm
+    wanted = "with" if recipe == "tiny" else "no"
+    assert f"{wanted} recurrent stem" in arms
+    runs, _ = plan("ablation", SESSIONS, targets=["c1"], seeds=[0], arms=arms)
+    assert [run.name for run in runs] == list(arms)
+    assert [dict(run.overrides) for run in runs] == list(arms.values())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rpnt_hf.data.loading import load_rows
-from rpnt_hf.evaluation.protocols import plan
+from rpnt_hf.evaluation.protocols import ablation_arms, plan
 from rpnt_hf.evaluation.runner import Recipe, execute_runs, list_sessions
 from rpnt_hf.evaluation.summary import summarize
 
@@ -57,9 +57,11 @@ def evaluate(
     """
     out = Path(out)
     sessions = list_sessions(data, dataset_config)
+    files = Recipe.named(recipe)
     runs, left_out = plan(
-        protocol, sessions, targets=targets, methods=methods, amounts=amounts, seeds=seeds, held_out=held_out
-    )
+        protocol, sessions, targets=targets, methods=methods, amounts=amounts, seeds=seeds, held_out=held_out,
+        arms=ablation_arms(files.options()) if protocol == "ablation" else None,
+    )  # fmt: skip
     settings = {
         "protocol": protocol,
         "dataset_config": dataset_config,
@@ -71,7 +73,7 @@ def evaluate(
         out,
         data=data,
         dataset_config=dataset_config,
-        recipe=Recipe.named(recipe),
+        recipe=files,
         num_proc=num_proc,
         min_steps=min_steps,
         settings=settings,

@@ -10,7 +10,7 @@ from typing import Any
 from rpnt_hf.errors import ConfigurationError, DatasetError, closest_names
 
 __all__ = [
-    "ABLATIONS", "COMPARATORS", "MODES", "PROTOCOLS", "Amount", "Base", "Run", "Session", "list_amounts",
+    "COMPARATORS", "MODES", "PROTOCOLS", "Amount", "Base", "Run", "Session", "list_amounts",
     "plan",
 ]  # fmt: skip
 
@@ -33,17 +33,43 @@ MODES: Mapping[str, str | None] = {
 # Without labels: for sessions whose units have the ids of an earlier session, so only where they are named.
 UNLABELLED = ("carried", "aligned")
 TRANSFERS = ("few-shot", "cross-session", "cross-task", "cross-subject")
-# Fields of RPNTConfig that differ from the recipe, one arm each; "all" is the recipe itself.
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "all": {},
-    "no context kernels": {"context_attention": {"enabled": False}},
-    "no stem": {"stem_kernel": 1},
-    "no anchors": {"num_anchors": 0},
-    "no attention window": {"attention_window": None},
-    "encoding rope": {"position_encoding": "rope"},
-    "encoding sinusoidal": {"position_encoding": "sinusoidal"},
-    "encoding none": {"position_encoding": "none"},
+# Parts that an ablation takes away where a recipe has them, and adds where it has not: the option of
+# training/finetune.py, its value without the part, and its value with it.
+PARTS: Mapping[str, tuple[str, Any, Any]] = {
+    "context kernels": ("model.context_attention", {"enabled": False}, {"enabled": True}),
+    "stem": ("model.stem_kernel", 1, 9),
+    "recurrent stem": ("model.recurrent_stem", False, True),
+    "anchors": ("model.num_anchors", 0, 4),
+    "attention window": ("model.attention_window", None, 25),
+    "layer scale": ("model.layer_scale", None, 0.1),
+    "unit dropout": ("unit_dropout", 0.0, 0.1),
+    "spike dropout": ("spike_dropout", 0.0, 0.5),
+    "time warp": ("time_warp", 0.0, 0.2),
+    "weight averaging": ("optimizer.averaging_decay", 0.0, 0.99),
 }
+ENCODINGS = ("mrope", "rope", "sinusoidal", "none")
+WHOLE = "all"  # the arm that is the recipe itself
+
+
+def ablation_arms(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Lists the arms of an ablation: a recipe as it is, without each part that it has, with each other one.
+
+    Args:
+        options (`Mapping[str, Any]`): What the recipe trains with, by the names of `PARTS`, and
+            "model.position_encoding".
+
+    Returns:
+        `dict[str, dict[str, Any]]`: Name of an arm to the options that differ in it.
+    """
+    arms: dict[str, dict[str, Any]] = {WHOLE: {}}
+    for part, (name, without, with_it) in PARTS.items():
+        value = options[name]
+        has_it = value["enabled"] if isinstance(value, Mapping) else value != without
+        arms[f"no {part}" if has_it else f"with {part}"] = {name: without if has_it else with_it}
+    encoding = "model.position_encoding"
+    return arms | {
+        f"encoding {other}": {encoding: other} for other in ENCODINGS if other != options[encoding]
+    }
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,7 @@ class Run:
         seed (`int`): Seed of weights, order, augmentation and the choice of trials.
         arm (`str`, *optional*, defaults to `""`): Arm of an ablation.
         base (`Base`, *optional*): What it begins from.
-        model (`Mapping[str, Any]`, *optional*): Fields of RPNTConfig that differ from the recipe.
+        overrides (`Mapping[str, Any]`, *optional*): Options of training/finetune.py that differ.
     """
 
     method: str
@@ -114,7 +140,7 @@ class Run:
     seed: int
     arm: str = ""
     base: Base | None = None
-    model: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    overrides: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -131,6 +157,7 @@ def plan(
     amounts: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     held_out: Sequence[str] = (),
+    arms: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[Run], dict[str, str]]:
     """Lists the runs of a protocol.
 
@@ -143,6 +170,7 @@ def plan(
             Training data, as "10%" or "16"; those of the protocol where empty.
         seeds (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): Seeds, at least one.
         held_out (`Sequence[str]`, *optional*): Sessions that no base may learn from, beside the target.
+        arms (`Mapping[str, Mapping[str, Any]]`, *optional*): What `ablation_arms` gave; for an ablation.
 
     Returns:
         `tuple[list[Run], dict[str, str]]`: The runs, and the targets that are left out, each with the reason.
@@ -170,11 +198,12 @@ def plan(
             left_out[session.session_id] = f"there is no other session for {protocol}"
             continue
         if protocol == "ablation":
-            arms = list(methods) or list(ABLATIONS)
-            _check_names("methods", arms, list(ABLATIONS))
+            assert arms is not None
+            named = list(methods) or list(arms)
+            _check_names("methods", named, list(arms))
             runs += [
-                Run("scratch", session.session_id, ALL_TRIALS, seed, arm=arm, model=ABLATIONS[arm])
-                for arm in arms
+                Run("scratch", session.session_id, ALL_TRIALS, seed, arm=arm, overrides=arms[arm])
+                for arm in named
                 for seed in seeds
             ]
             continue

@@ -29,6 +29,7 @@ import yaml
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.loading import load_rows, select_sessions, select_trials, view_rows
 from rpnt_hf.data.rows import reach_bins, row_behavior, row_counts, scored_bins
 from rpnt_hf.data.windows import WindowSampler
@@ -100,6 +101,19 @@ class Recipe:
         """Gives the network's fields: those that are pretrained with transfer, else those of finetuning."""
         path = self.pretrain if transfer and self.pretrain is not None else self.finetune
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {}))
+
+    def options(self) -> dict[str, Any]:
+        """Lists what the recipe finetunes with, nested names joined by dots, as on the command line."""
+        script = load_script("training/finetune.py")
+        written = yaml.safe_load(self.finetune.read_text(encoding="utf-8"))
+        options = {field.name: field.default for field in dataclasses.fields(script.FinetuneOptions)}
+        options["optimizer"] = dataclasses.asdict(script.OptimizerConfig(**written.get("optimizer", {})))
+        plain = {name: value for name, value in written.items() if name not in ("optimizer", "model")}
+        options |= plain
+        config = RPNTConfig.preset(options["preset"], **written.get("model", {}))
+        flat = {name: value for name, value in options.items() if name not in ("optimizer", "model")}
+        flat |= {f"optimizer.{name}": value for name, value in options["optimizer"].items()}
+        return flat | {f"model.{name}": value for name, value in config.to_dict().items()}
 
 
 def list_sessions(data: str, dataset_config: str | None = None) -> list[Session]:
@@ -416,11 +430,17 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
     if run.amount.trials is not None:
         options["training_trials"] = run.amount.trials
     if run.base is None:
-        fields = {**recipe.model(common["transfer"]), **run.model}
+        changed = {
+            name.removeprefix("model."): value
+            for name, value in run.overrides.items()
+            if name.startswith("model.")
+        }
+        fields = {**recipe.model(common["transfer"]), **changed}
         options |= {"init": "scratch", "mode": "full", "model": fields}
+        options |= {name: value for name, value in run.overrides.items() if not name.startswith("model.")}
     else:
         init = _finished_base(common["out"], run.base) / "model"
-        options |= {"init": str(init), "mode": run.method.split()[0], "model": dict(run.model)}
+        options |= {"init": str(init), "mode": run.method.split()[0], "model": {}}
     results = _train("finetune", recipe.finetune, folder, **options)
     model, processor = load_decoder(str(folder / "model"))
     log_variances = None

@@ -20,7 +20,7 @@ from rpnt_hf.analysis.plots import (
     save_figure,
 )
 from rpnt_hf.errors import DatasetError
-from rpnt_hf.evaluation.protocols import MODES, Run
+from rpnt_hf.evaluation.protocols import MODES, WHOLE, Run
 from rpnt_hf.evaluation.report import write_report
 from rpnt_hf.evaluation.runner import read_predictions, run_folder
 from rpnt_hf.evaluation.statistics import (
@@ -205,7 +205,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 def _pairs(protocol: str, names: Sequence[str]) -> list[tuple[str, str]]:
     """Which decoders are compared: ours with every other; in an ablation the whole with each arm."""
     if protocol == "ablation":
-        return [("all", name) for name in names if name != "all" and "all" in names]
+        return [(WHOLE, name) for name in names if name != WHOLE and WHOLE in names]
     ours = [name for name in MODES if name in names]
     earlier = {name: set(ours[:place]) for place, name in enumerate(ours)}
     return [(one, two) for one in ours for two in names if two not in ours or two in earlier[one]]
