@@ -197,7 +197,7 @@ def _setup(
 def _packed_bins(bins: list[ReplayedBin], first: int, counts: np.ndarray) -> dict[str, Any]:
     return {
         "first": first,
-        "bins": len(bins),
+        "bins": first + len(bins),
         "predicted": packed([bin_.prediction for bin_ in bins], "<f4"),
         "true": packed([bin_.truth for bin_ in bins], "<f4"),
         "latency": packed([1000 * bin_.latency for bin_ in bins], "<f4"),

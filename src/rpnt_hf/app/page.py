@@ -5,10 +5,12 @@ between them. Nothing is fetched from elsewhere: no telemetry, no fonts, no scri
 """
 
 import functools
-import html
+import inspect
 import logging
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,17 @@ from .views import (
     recording_facts,
     recording_window,
 )
+from .words import (
+    EXPLAIN,
+    HEAD,
+    advise,
+    describe_outcome,
+    describe_progress,
+    note,
+    text,
+    tiles,
+    training_view,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,41 +58,20 @@ INDEX_AXES = ("subject", "task")
 FROM_DECODER, FROM_SCRATCH = "the decoder above", "scratch"
 MEAN = "mean of heads"
 
-HEAD = """\
-<div class="rpnt-head"><h1>RPNT</h1><p>Spikes in, movement out: a recording decoded bin by bin.</p></div>
-"""
-EXPLAIN = {
-    "attention": "Each column is one bin of the recording, each row an earlier one that it looks back to; "
-    "bright is much. Anchors are learned keys that stand outside of time: through them metadata act.",
-    "sites": "What the spikes of two sites have in common beyond shuffled trials of the same target, "
-    "and, where the decoder has spatial layers, how much each site attends to each. It is about prediction, "
-    "not anatomy.",
-    "metadata": "MRoPE rotates queries and keys by what is known of a recording: place of the site, subject, "
-    "day, task. Move a slider and see what the attention and the decoded movement make of it. A coordinate "
-    "that is unknown does not rotate; it drops out.",
-    "finetune": "Trains on 70 % of the trials, chooses on 10 %, and scores once on the 20 % that are left. "
-    "The new decoder is used above at once. It and the recording stay on this page and go when you close it.",
-}
+# What a view gets where it is to stay as it is: `gr.skip` would be taken for one of its properties.
+KEEP = {"keep": True}
 
 Updates = dict[Any, Any]
 
 
-def _note(text: str | None, kind: str = "") -> str:
-    """Writes a paragraph for the visitor; nothing where there is none."""
-    if not text:
-        return ""
-    role = ' role="alert"' if kind == "error" else ""
-    return f'<div class="rpnt-note {kind}"{role}>{html.escape(text)}</div>'
-
-
-def _view(kind: str) -> gr.HTML:
-    """Makes a view that `canvas.js` draws."""
+def _view(kind: str, elem_id: str | None = None) -> gr.HTML:
+    """Makes a view that `canvas.js` draws; its value is a message, or KEEP to leave it as it is."""
     return gr.HTML(
         value=None,
         html_template=f'<div class="rpnt-view" data-kind="{kind}"></div>',
         js_on_load="window.rpnt.attach(element, props, watch)",
         apply_default_css=False,
-        elem_id=f"view-{kind}",
+        elem_id=elem_id or f"view-{kind}",
     )
 
 
@@ -100,18 +92,18 @@ class _Page:
         gr.HTML(HEAD, apply_default_css=False)
         self._lay_out_choice()
         with gr.Tabs():
-            with gr.Tab("Decode", id="decode"):
+            with gr.Tab("Decode", id="decode", render_children=True):
                 self._lay_out_decoding()
-            with gr.Tab("Recording", id="recording"):
+            with gr.Tab("Recording", id="recording", render_children=True):
                 self._lay_out_recording()
-            with gr.Tab("Attention", id="attention"):
+            with gr.Tab("Attention", id="attention", render_children=True):
                 self._lay_out_attention()
-            with gr.Tab("Sites", id="sites") as self.sites_tab:
+            with gr.Tab("Sites", id="sites", render_children=True) as self.sites_tab:
                 gr.Markdown(EXPLAIN["sites"], elem_classes="rpnt-explain")
                 self.sites = _view("sites")
-            with gr.Tab("Metadata", id="metadata"):
+            with gr.Tab("Metadata", id="metadata", render_children=True):
                 self._lay_out_metadata()
-            with gr.Tab("Finetune", id="finetune"):
+            with gr.Tab("Finetune", id="finetune", render_children=True):
                 self._lay_out_finetuning()
         self._wire()
 
@@ -131,8 +123,8 @@ class _Page:
                 scale=5,
                 elem_id="checkpoint",
             )
-        self.message = gr.HTML("", elem_id="message", apply_default_css=False)
-        self.facts = gr.HTML("", elem_id="facts", apply_default_css=False)
+        self.message = _view("text", "message")
+        self.facts = _view("text", "facts")
 
     def _lay_out_decoding(self) -> None:
         with gr.Row(equal_height=True):
@@ -143,7 +135,7 @@ class _Page:
             self.decode = gr.Button("Decode", variant="primary", elem_id="decode-button")
             self.stop = gr.Button("Stop", elem_id="stop-button")
             self.score = gr.Button("Score the whole recording", elem_id="score-button")
-        self.scores = gr.HTML("", elem_id="scores", apply_default_css=False)
+        self.scores = _view("text", "scores")
         self.live = _view("live")
 
     def _lay_out_recording(self) -> None:
@@ -208,63 +200,87 @@ class _Page:
             self.train = gr.Button("Train", variant="primary", elem_id="train-button")
             self.cancel = gr.Button("Cancel", elem_id="cancel-button")
             self.download = gr.DownloadButton("Download the decoder", interactive=False, elem_id="download")
-        self.outcome = gr.HTML("", elem_id="outcome", apply_default_css=False)
+        self.outcome = _view("text", "outcome")
         self.training = _view("training")
 
     # Wiring
 
     def _wire(self) -> None:
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        slow = {"show_progress": "hidden", "api_visibility": "private"}
-        latest = {**quick, "trigger_mode": "always_last"}
         everything = [*self._shown(), self.recording, self.checkpoint]
-        chosen = [self.session, self.recording, self.checkpoint]
-        self.blocks.load(self._guarded(self._open), chosen, everything, **quick)
-        self.recording.input(
-            self._guarded(self._choose_recording), [self.session, self.recording], everything, **quick
-        )
-        self.upload.upload(self._guarded(self._upload), [self.session, self.upload], everything, **quick)
-        self.checkpoint.input(
-            self._guarded(self._choose_checkpoint), [self.session, self.checkpoint], everything, **quick
-        )
-        self.decode.click(
-            self._decode, [self.session, self.start, self.seconds, self.speed],
-            [self.live, self.message], concurrency_limit=8, **slow,
-        )  # fmt: skip
-        self.stop.click(self._stop, [self.session], None, **quick)
-        self.score.click(self._guarded(self._score), [self.session], [self.scores, self.message], **quick)
+        latest = {"trigger_mode": "always_last"}
+        on = self._on
+        on(self.blocks.load, self._open, [self.recording, self.checkpoint], everything)
+        on(self.recording.input, self._choose_recording, [self.recording], everything)
+        on(self.upload.upload, self._upload, [self.upload], everything)
+        on(self.checkpoint.input, self._choose_checkpoint, [self.checkpoint], everything)
 
-        window = [self.session, self.window_start, self.window_seconds, self.series]
-        gr.on(
-            [self.window_start.input, self.window_seconds.input, self.series.input],
-            self._guarded(self._draw_recording), window, [self.raster, self.message], **latest,
-        )  # fmt: skip
-        chosen = [self.session, self.attention_start, self.layer, self.head, self.site]
-        gr.on(
-            [self.attention_start.input, self.layer.input, self.head.input, self.site.input],
-            self._guarded(self._draw_attention), chosen, [self.attention, self.message], **latest,
-        )  # fmt: skip
-        self.sites_tab.select(
-            self._guarded(self._draw_sites), [self.session, self.attention_start],
-            [self.sites, self.message], **quick,
-        )  # fmt: skip
+        stretch = [self.start, self.seconds, self.speed]
+        on(self.decode.click, self._decode, stretch, [self.live, self.message], concurrency_limit=8)
+        on(self.stop.click, self._stop, [], [])
+        on(self.score.click, self._score, [], [self.scores, self.message])
+
+        window = [self.window_start, self.window_seconds, self.series]
+        on([one.input for one in window], self._draw_recording, window, [self.raster, self.message], **latest)
+        chosen = [self.attention_start, self.layer, self.head, self.site]
+        shown = [self.attention, self.message]
+        on([one.input for one in chosen], self._draw_attention, chosen, shown, **latest)
+        on(self.sites_tab.select, self._draw_sites, [self.attention_start], [self.sites, self.message])
         controls = [*self.axes.values(), self.metadata_start, self.metadata_site, self.unknown]
+        shown = [self.metadata, self.message]
+        on([one.input for one in controls], self._draw_metadata, controls, shown, **latest)
+        on(self.reset.click, self._reset_metadata, [self.metadata_start], [*controls, *shown])
+
+        options = [self.init, self.steps, self.target, self.bin_size]
+        results = [*everything, self.training, self.outcome, self.download]
+        on(self.train.click, self._train, options, results, concurrency_limit=2)
+        on(self.cancel.click, self._cancel, [], [])
+
+    def _on(
+        self,
+        triggers: Any,
+        handler: Callable[..., Any],
+        inputs: list[Any],
+        outputs: list[Any],
+        **options: Any,
+    ) -> None:
+        """Calls a handler with the visitor's session; the paragraph of an error goes to the page.
+
+        A handler gives what it changes; all else stays as it was. One that yields runs in the queue, the
+        others at once.
+        """
+
+        def filled(updates: Updates) -> list[Any] | None:
+            if not outputs:
+                return None
+            return [updates.get(one, KEEP if isinstance(one, gr.HTML) else gr.skip()) for one in outputs]
+
+        @functools.wraps(handler)
+        def answer(*arguments: Any) -> list[Any] | None:
+            try:
+                updates = handler(*arguments)
+            except RPNTError as error:
+                return filled({self.message: note(str(error), "error")})
+            return filled({self.message: note(None), **updates} if updates else {})
+
+        @functools.wraps(handler)
+        def answers(*arguments: Any) -> Iterator[list[Any] | None]:
+            try:
+                for updates in handler(*arguments):
+                    yield filled(updates)
+            except RPNTError as error:
+                yield filled({self.message: note(str(error), "error")})
+
+        yields = inspect.isgeneratorfunction(handler)
         gr.on(
-            [control.input for control in controls],
-            self._guarded(self._draw_metadata),
-            [self.session, *controls],
-            [self.metadata, self.message],
-            **latest,
+            triggers,
+            answers if yields else answer,
+            [self.session, *inputs],
+            outputs or None,
+            queue=yields,
+            show_progress="hidden",
+            api_visibility="private",
+            **options,
         )
-        self.reset.click(
-            self._guarded(self._reset_metadata), [self.session, self.metadata_start],
-            [*controls, self.metadata, self.message], **quick,
-        )  # fmt: skip
-        self.train.click(
-            self._train, [self.session, self.init, self.steps, self.target, self.bin_size],
-            [*everything, self.training, self.outcome, self.download], concurrency_limit=2, **slow,
-        )  # fmt: skip
-        self.cancel.click(self._cancel, [self.session], None, **quick)
 
     def _shown(self) -> list[Any]:
         """Everything that changes with the recording or the decoder."""
@@ -274,19 +290,6 @@ class _Page:
             *self.axes.values(), self.metadata_start, self.metadata_site, self.unknown, self.metadata,
             self.target, self.init,
         ]  # fmt: skip
-
-    def _guarded(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
-        """Shows the paragraph of an error in the page, where all else stays as it was."""
-
-        @functools.wraps(handler)
-        def guarded(*arguments: Any) -> Updates:
-            try:
-                updates = handler(*arguments)
-            except RPNTError as error:
-                return {self.message: _note(str(error), "error")}
-            return {self.message: "", **updates} if updates else {self.message: gr.skip()}
-
-        return guarded
 
     # Recording and decoder
 
@@ -323,9 +326,9 @@ class _Page:
         sites = [(name, index) for index, name in enumerate(recording.site_ids)]
         several = len(sites) > 1
         updates: Updates = {
-            self.message: _note(obstacle and f"{obstacle} Or train a decoder of it: tab Finetune."),
-            self.facts: facts_html(recording_facts(recording)),
-            self.scores: "",
+            self.message: note(advise(session, obstacle)),
+            self.facts: text(facts_html(recording_facts(recording))),
+            self.scores: text(""),
             self.live: None,
             self.sites: None,
             self.start: gr.update(**at),
@@ -352,18 +355,21 @@ class _Page:
     # Decode
 
     def _decode(self, session: Session, start: float, seconds: float, speed: str) -> Iterator[Updates]:
-        try:
-            recording, model, processor = session.loaded()
-            session.live_run += 1
-            run_id = session.live_run
-            messages = decode_live(
-                model, processor, recording, float(start), float(seconds), SPEEDS[speed],
-                lambda: session.live_run == run_id, run_id,
-            )  # fmt: skip
-            for message in messages:
-                yield {self.live: message, self.message: ""}
-        except RPNTError as error:
-            yield {self.message: _note(str(error), "error")}
+        recording, model, processor = session.loaded()
+        session.live_run += 1
+        run_id = session.live_run
+        messages = decode_live(
+            model,
+            processor,
+            recording,
+            float(start),
+            float(seconds),
+            SPEEDS[speed],
+            lambda: session.live_run == run_id,
+            run_id,
+        )
+        for message in messages:
+            yield {self.live: message, self.message: note(None)}
 
     def _stop(self, session: Session) -> None:
         session.live_run += 1
@@ -371,10 +377,10 @@ class _Page:
     def _score(self, session: Session) -> Updates:
         scores = session.scores()
         if scores is None:
-            return {self.scores: "", self.message: _note(session.obstacle(), "error")}
+            return {self.scores: text(""), self.message: note(session.obstacle(), "error")}
         named = zip(describe_scores(scores), ("main", "minor"), strict=True)
         cells = [(f"{name}, whole recording", value, note, kind) for (name, value, note), kind in named]
-        return {self.scores: _tiles(*cells)}
+        return {self.scores: text(tiles(*cells))}
 
     # Views
 
@@ -476,14 +482,6 @@ class _Page:
     def _train(
         self, session: Session, init: str, steps: float, behavior: str, bin_size: float
     ) -> Iterator[Updates]:
-        try:
-            yield from self._training_messages(session, init, int(steps), behavior, float(bin_size))
-        except RPNTError as error:
-            yield {self.message: _note(str(error), "error"), self.training: None}
-
-    def _training_messages(
-        self, session: Session, init: str, steps: int, behavior: str, bin_size: float
-    ) -> Iterator[Updates]:
         recording, _, processor = session.loaded()
         if session.training is not None and session.training.is_running:
             raise CheckpointError("One training at a time: this page has one under way. Cancel it, or wait.")
@@ -493,88 +491,58 @@ class _Page:
                 "Upload a file with a series such as `cursor_vel`."
             )
         number = len(session.trained) + 1
-        folder = session.folder / f"training-{number}-{session.live_run}"
-        folder.mkdir(parents=True)
+        folder = Path(tempfile.mkdtemp(prefix="training-", dir=session.folder))
         nothing = {"step": 0, "steps": 0, "curve": []}
         yield {
-            self.training: _training_view(nothing, "starting", "Building the dataset."),
-            self.message: "",
-            self.outcome: "",
+            self.training: training_view(nothing, "starting", "Building the dataset."),
+            self.message: note(None),
+            self.outcome: text(""),
             self.download: gr.update(interactive=False),
         }
         start = SCRATCH if init == FROM_SCRATCH else init_for_training(session.checkpoint, session.trained)
         run = start_training(
-            recording, folder, start, steps, processor=processor, behavior=behavior, bin_size=bin_size
+            recording,
+            folder,
+            start,
+            int(steps),
+            processor=processor,
+            behavior=behavior,
+            bin_size=float(bin_size),
         )
         session.training = run
         try:
             while run.is_running:
                 run.wait(0.25)
                 progress = run.progress()
-                yield {self.training: _training_view(progress, "running", _progress_words(progress))}
+                yield {self.training: training_view(progress, "running", describe_progress(progress))}
         finally:  # also where the visitor left
             if run.is_running:
                 run.cancel()
-        results = run.finish()
+        try:
+            results = run.finish()
+        except CheckpointError:
+            yield {self.training: None}
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         name = f"trained here {number}: {recording.session_id}"
         session.trained[name] = run.output
         packed = pack_decoder(run.output, session.folder / f"decoder-{number}.zip")
         session.open_checkpoint(name)
         progress = run.progress()
         progress["step"] = progress["steps"]
-        done = _training_view(progress, "done", f"Done in {progress['seconds']:.0f} s.")
+        done = training_view(progress, "done", f"Done in {progress['seconds']:.0f} s.")
         yield {
             **self._refresh(session),
-            self.message: _note(f"'{name}' is used on this page now. Press Decode to see it.", "good"),
+            self.message: note(f"'{name}' is used on this page now. Press Decode to see it.", "good"),
             self.checkpoint: gr.update(choices=session.checkpoints(self.offered), value=name),
             self.training: done,
-            self.outcome: _outcome(results),
+            self.outcome: text(describe_outcome(results)),
             self.download: gr.update(value=str(packed), interactive=True),
         }
 
     def _cancel(self, session: Session) -> None:
         if session.training is not None:
             session.training.cancel()
-
-
-def _progress_words(progress: dict[str, Any]) -> str:
-    if not progress["steps"]:
-        return f"Starting: {progress['seconds']:.0f} s."
-    words = f"Step {progress['step']} of {progress['steps']}"
-    if progress["steps_per_second"]:
-        words += f", {progress['steps_per_second']:.1f} a second, about {progress['seconds_left']:.0f} s left"
-    return words + "."
-
-
-def _outcome(results: dict[str, Any]) -> str:
-    """Says what the training came to, as tiles."""
-    test = results["test"]
-    r2, interval = test["r2"], (test.get("intervals") or {}).get("r2")
-    between = f", 95 % {interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
-    validation, steps = results["validation"]["r2"], results["training"]["steps"]
-    return _tiles(
-        ("R2 on test trials", _score(r2), f"{test['trials']} trials it never saw{between}", "main"),
-        ("R2 on validation trials", _score(validation), "it was chosen on these: no test", "minor"),
-        ("trained on", f"{results['training_trials']} trials", f"{steps} steps", ""),
-    )
-
-
-def _score(r2: float | None) -> str:
-    return "-" if r2 is None else f"{r2:.3f}"
-
-
-def _tiles(*cells: tuple[str, str, str, str]) -> str:
-    """Writes name, value, note and kind of each tile."""
-    tiles = "".join(
-        f'<div class="rpnt-tile {kind}"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
-        f"<small>{html.escape(note)}</small></div>"
-        for name, value, note, kind in cells
-    )
-    return f'<div class="rpnt-tiles">{tiles}</div>'
-
-
-def _training_view(progress: dict[str, Any], state: str, message: str) -> dict[str, Any]:
-    return {**progress, "state": state, "message": message}
 
 
 def _theme() -> gr.themes.Base:
@@ -629,7 +597,7 @@ def launch(
         `tuple`: The server, its address on this machine, and its public address (none).
     """
     folder = Path(__file__).parent
-    script = (folder / "canvas.js").read_text(encoding="utf-8")
+    script = "".join((folder / name).read_text(encoding="utf-8") for name in ("drawing.js", "canvas.js"))
     served: tuple[Any, str, Any] = blocks.queue(default_concurrency_limit=8).launch(
         server_name=host,
         server_port=port,
