@@ -28,10 +28,12 @@ def draw_recording(seed):
     """Observed intervals with gaps, trials that may overlap, behaviour at a rate of its own with a gap."""
     rng = np.random.default_rng(seed)
     origin = float(rng.choice([0.0, -3.7, 1234.567, 1.6e9]))
-    edges = origin + np.sort(rng.uniform(0, 20, 2 * rng.integers(1, 4)))
-    edges[0], edges[-1] = origin, origin + 20.0
-    intervals = edges.reshape(-1, 2)
-    num_trials = int(rng.integers(4, 12))
+    gaps = origin + np.sort(rng.uniform(2, 17, rng.integers(0, 3)))
+    starts = np.array([origin, *(gaps + rng.uniform(0.01, 1.2, len(gaps)))])
+    stops = np.array([*gaps, origin + 20.0])
+    intervals = np.stack([starts, stops], axis=1)[stops > starts]
+    intervals[1:, 0] = np.maximum(intervals[1:, 0], intervals[:-1, 1])
+    num_trials = int(rng.integers(8, 14))
     starts = np.sort(origin + rng.uniform(0.5, 18.0, num_trials))
     lengths = rng.uniform(0.3, 2.5, num_trials)
     trials = pd.DataFrame({"start_time": starts, "stop_time": starts + lengths})

@@ -62,7 +62,7 @@ def test_a_file_is_read_as_plain_h5py_reads_it(bases, name):
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_one_change_is_read_right_or_refused(bases, tmp_path, name, tally):
-    for base in ("lean-full", "lean-intervals", "lean-bare"):
+    for base in ("lean-full", "lean-intervals", "full"):
         applied = mutate(bases[base], tmp_path / "a.nwb", [name], seed=0)
         if applied:
             break
@@ -74,7 +74,7 @@ def test_one_change_is_read_right_or_refused(bases, tmp_path, name, tally):
     assert good, f"{verdict}: {why}"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(
     base=st.sampled_from(["lean-full", "lean-intervals", "lean-bare", "lean-timed"]),
     names=st.lists(st.sampled_from(sorted(MUTATIONS)), min_size=2, max_size=5, unique=True),
@@ -88,7 +88,7 @@ def test_changes_together_are_read_right_or_refused(bases, tmp_path_factory, bas
 
 
 def test_files_with_flipped_bits_and_cut_files_end_nothing(bases, tmp_path, worker, tally):
-    assert not failures_of_damage(bases, tmp_path / "a.nwb", worker, tally, range(40))
+    assert not failures_of_damage(bases, tmp_path / "a.nwb", worker, tally, range(16))
 
 
 def count(tally, kind, found, failures):
@@ -240,7 +240,7 @@ def failures_of_commands(bases, decoder, folder, tally, seeds):
 
 
 def test_commands_work_or_refuse_in_one_line_and_leave_nothing(bases, decoder, tmp_path, tally, capsys):
-    assert not failures_of_commands(bases, decoder, tmp_path, tally, range(6))
+    assert not failures_of_commands(bases, decoder, tmp_path, tally, range(3))
     said = capsys.readouterr().err
     assert "Traceback" not in said
 
