@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --out results [--sessions 25 50 100 200] [--num-proc 2]
 
-Sessions of a million Poisson spikes each (100 units, 500 s) are written as NWB once; for each size the first
+Sessions of a million Poisson spikes each (100 units, 500 s) are made as NWB once; for each size the first
 of them are built into a dataset and some steps of pretraining are run on it, on mapped rows and on streamed
 ones, in fresh processes that a watcher looks at twenty times a second. Time should be linear and memory flat.
 Private memory is what a process holds; mapped pages of files, which the system takes back when it needs
@@ -10,7 +10,6 @@ them, are not in it.
 """
 
 import argparse
-import functools
 import json
 import os
 import shutil
@@ -19,13 +18,13 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from build import RATE, write_recording
+import numpy as np
+from build import write_recording
 from measure import make_parser, print_table, save_results
-
-from rpnt_hf.data.parallel import run_tasks
 
 NUM_UNITS = 100
 BUILD = """
@@ -84,6 +83,24 @@ found["of it waiting for data, ms"] = 1000 * waited / steps
 found["windows of an epoch"] = len(sampler.windows(0))
 print(json.dumps(found))
 """
+
+
+def write_session(template: Path, path: Path, seed: int) -> None:
+    """Copies a recording and gives it spikes and a name of its own, which takes a tenth of writing it."""
+    import h5py
+
+    shutil.copyfile(template, path)
+    rng = np.random.default_rng(seed)
+    with h5py.File(path, "r+") as file:
+        units = file["units"]
+        ends = units["spike_times_index"][:].astype(np.int64)
+        seconds = float(units["obs_intervals"][:].max())
+        spike_times = np.empty(ends[-1])
+        for start, stop in pairwise([0, *ends.tolist()]):
+            spike_times[start:stop] = np.sort(rng.uniform(0, seconds, stop - start))
+        units["spike_times"][:] = spike_times
+        del file["general/session_id"]
+        file["general/session_id"] = path.stem
 
 
 class Watcher:
@@ -146,21 +163,22 @@ def run_watched(code: str, *arguments: object) -> tuple[str, Watcher]:
 def sweep_sessions(options: argparse.Namespace) -> None:
     """Builds and trains at each number of sessions."""
     numbers = [2, 4] if options.quick else sorted(options.sessions)
-    seconds = 60.0 if options.quick else 500.0
-    steps = 3 if options.quick else 30
-    spikes = NUM_UNITS * RATE * seconds
+    seconds = 300.0 if options.quick else 500.0
+    steps = 2 if options.quick else 30
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
         folder = Path(temporary)
         paths = [folder / "nwb" / f"day{i:04d}.nwb" for i in range(max(numbers))]
+        paths[0].parent.mkdir()
         began = time.perf_counter()
-        tasks = [
-            functools.partial(write_recording, path, NUM_UNITS, seconds, seed=i)
-            for i, path in enumerate(paths)
-        ]
-        run_tasks(tasks, options.num_proc, "Writing NWB", "session", of=write_recording)
-        writing = time.perf_counter() - began
-        print(f"{len(paths)} NWB files of {spikes / 1e6:.2f} million spikes written in {writing:.0f} s")
+        template = write_recording(folder / "template.nwb", NUM_UNITS, seconds)
+        by_pynwb = time.perf_counter() - began
+        for i, path in enumerate(paths):
+            write_session(template, path, seed=i + 1)
+        writing = time.perf_counter() - began - by_pynwb
+        print(
+            f"one recording written by pynwb in {by_pynwb:.1f} s, {len(paths)} made of it in {writing:.0f} s"
+        )
         for number in numbers:
             out = folder / f"built{number}"
             text, builder = run_watched(BUILD, out, options.num_proc, *paths[:number])

@@ -113,7 +113,7 @@ def view_rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
         without copying (see `rows.py`); the other columns are Python values.
     """
     tables = dataset.with_format("arrow")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i in range(len(dataset)):
         table = tables[i]
         row = {}

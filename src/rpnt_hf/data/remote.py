@@ -16,8 +16,8 @@ from typing import Any
 
 import aiohttp
 import datasets
-import fsspec
-from fsspec.exceptions import FSTimeoutError
+import fsspec  # type: ignore[import-untyped]
+from fsspec.exceptions import FSTimeoutError  # type: ignore[import-untyped]
 
 from rpnt_hf.data.card import BUILD_FILE
 from rpnt_hf.disk import explain_disk_errors
