@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import yaml
+from transformers import AutoModel
 
-from rpnt_hf import AutoModel, RPNTModel
+from rpnt_hf import RPNTModel
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.rows import row_behavior, row_counts

@@ -82,9 +82,9 @@ def test_tuning_is_alike_at_places_close_by_and_not_far_away():
     assert len(simulated.recordings) == 25
     fields = []
     for recording in simulated.recordings:
-        velocity = recording.behavior["cursor_vel"].values.reshape(-1, 10, 2).mean(axis=1)
-        spikes = counts(recording, 0.1)[: len(velocity)]
-        velocity = velocity[: len(spikes)]
+        spikes = counts(recording, 0.1)
+        velocity = recording.behavior["cursor_vel"].values[: 10 * len(spikes)]
+        velocity = velocity.reshape(-1, 10, 2).mean(axis=1)
         fields.append(np.linalg.lstsq(velocity, spikes - spikes.mean(axis=0), rcond=None)[0].ravel())
     places = np.array([recording.site_positions[0] for recording in simulated.recordings])
     distance = np.linalg.norm(places[:, None] - places, axis=-1)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
-from rpnt_hf import AutoModel, RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining, RPNTModel
+from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining, RPNTModel
 from rpnt_hf.objectives import draw_masks, site_contrastive
 
 BATCH, BINS, UNITS = 2, 6, 3
