@@ -182,6 +182,7 @@ def test_quiet_silences_bars_and_messages_while_the_command_runs(monkeypatch: py
         (["rpnt", "stream", "--back"], "--backend"),
         (["rpnt", "stream", "--backend", "o"], "onnx"),
         (["rpnt", "build", "per"], "perich_miller"),
+        (["rpnt", "build", "nwb", "--deri"], "--derive-velocity"),
         (["rpnt", "decode", "folder", "--out", "rec"], "recording.nwb"),
     ],
 )
@@ -202,6 +203,17 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
     found = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert expected in found.stdout.split(), (found.stdout, found.stderr)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+def test_completion_of_other_shells_knows_every_command(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in list_commands()) and "--repair-spikes" in script
+    assert ("--derive-velocity" in script) == (shell == "zsh")  # shtab knows no third level in tcsh
 
 
 def test_completion_names_the_package_that_it_needs(

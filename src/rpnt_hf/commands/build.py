@@ -43,12 +43,22 @@ def builder_parser(name: str, builder: ModuleType) -> argparse.ArgumentParser:
         description=builder.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_builder_arguments(parser, builder)
+    return parser
+
+
+def add_builder_arguments(parser: argparse.ArgumentParser, builder: ModuleType) -> None:
+    """Adds the options of one builder, and those that all of them have.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Where to.
+        builder (`ModuleType`): Its module, from `scripts.load_builder`.
+    """
     builder.add_arguments(parser)
     sharing = parser.add_argument_group("sharing")
     sharing.add_argument("--push-to-hub", metavar="REPO_ID", help="push the dataset there, OWNER/NAME")
     sharing.add_argument("--private", action="store_true", help="make that repository private")
     add_output_arguments(parser)
-    return parser
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
 import argparse
 
+from rpnt_hf.commands.build import add_builder_arguments
 from rpnt_hf.commands.output import print_json, print_text
-from rpnt_hf.scripts import list_builders
+from rpnt_hf.scripts import list_builders, load_builder
 
 DESCRIPTION = "Print the script that makes a shell complete commands, options and files of `rpnt`."
 EXAMPLES = """\
@@ -46,17 +47,29 @@ def run(arguments: argparse.Namespace) -> None:
     from rpnt_hf.cli import build_parser  # which imports this module
 
     parser = build_parser()
+    _spell_out_builders(parser)
     for action in _actions(parser):
         if action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif str(action.metavar).startswith("FILE"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-        elif action.dest == "name":
-            action.choices = list_builders()
     script = shtab.complete(parser, arguments.shell)
     print_text(arguments, script)
     if arguments.json:
         print_json({"shell": arguments.shell, "script": script})
+
+
+def _spell_out_builders(parser: argparse.ArgumentParser) -> None:
+    """Puts every builder with its options where `rpnt build` takes a name and whatever follows."""
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    build = commands.choices["build"]
+    for action in [action for action in build._actions if not action.option_strings]:
+        build._remove_action(action)
+    builders = build.add_subparsers()
+    for name in list_builders():
+        builder = load_builder(name)
+        summary = (builder.__doc__ or name).split("\n", 1)[0]  # shtab leaves out what has none
+        add_builder_arguments(builders.add_parser(name, help=summary), builder)
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
