@@ -26,6 +26,13 @@ import numpy as np
 from build import write_recording
 from measure import make_parser, print_table, save_results
 
+from rpnt_hf.data.builder import BuilderConfig, build_dataset
+from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.data.remote import RemoteDataset
+from rpnt_hf.data.streamed import StreamedWindows, StreamSampler, stream_rows
+from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, WindowSampler
+from rpnt_hf.processing_rpnt import RPNTProcessor
+
 NUM_UNITS = 100
 BUILD = """
 import sys, time
@@ -209,6 +216,43 @@ def sweep_sessions(options: argparse.Namespace) -> None:
     draw(options.out / "scaling.png", rows)
 
 
+def measure_rates(options: argparse.Namespace) -> None:
+    """Rate at which windows come from mapped and from streamed rows of one process, without a model."""
+    seconds, epochs = (100.0, 1) if options.quick else (500.0, 3)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
+        folder = Path(temporary)
+        template = write_recording(folder / "template.nwb", NUM_UNITS, seconds)
+        paths = [folder / f"day{i}.nwb" for i in range(2 if options.quick else 10)]
+        for i, path in enumerate(paths):
+            write_session(template, path, seed=i)
+        out = build_dataset(paths, folder / "built", BuilderConfig(0.02))
+        shards = RemoteDataset.open(out).build["shards"]
+        size = sum(shard["bytes"] for shard in shards if "/train-" in shard["name"])
+        mapped, streamed = view_rows(load_rows(out)), stream_rows(out)
+        counts = sum(len(row["counts"]) for row in mapped)
+        order = StreamSampler(streamed, 100, 256, groups_in_memory=1)
+        ways: dict[str, Any] = {
+            "mapped": (WindowDataset(mapped), WindowSampler(mapped, 100, 256, pairs=True), mapped),
+            "streamed": (StreamedWindows(streamed, order), order, streamed),
+        }
+        rows = []
+        for name, (windows, sampler, of) in ways.items():
+            collator = WindowCollator(of, RPNTProcessor.from_rows(of), masking=MaskingConfig())
+            number, began, wall = 0, time.process_time(), time.perf_counter()
+            for epoch in range(epochs):
+                sampler.set_epoch(epoch)
+                for batch in sampler:
+                    number += len(collator(windows.__getitems__(batch))["spike_counts"])
+            spent, wall = time.process_time() - began, time.perf_counter() - wall
+            row = {"rows": name, "windows / processor s": number / spent, "windows / s": number / wall}
+            rows.append({**row, "counts, MB / s": epochs * counts / wall / 1e6})
+    title = (
+        f"Windows of 100 bins, 100 units; {counts / 1e6:.1f} MB of counts in {size / 1e6:.1f} MB of Parquet"
+    )
+    print_table(title, rows)
+    save_results(options.out, "scaling_rates", rows)
+
+
 def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Draws time and memory against the number of sessions."""
     import matplotlib.pyplot as plt
@@ -233,7 +277,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-PARTS = {"sessions": sweep_sessions}
+PARTS = {"sessions": sweep_sessions, "rates": measure_rates}
 
 
 def main() -> None:

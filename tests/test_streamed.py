@@ -14,6 +14,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from file_server import FileServer
 from small_corpus import make_recording
+from training_runs import launch
 
 from rpnt_hf.data import remote, shards
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
@@ -300,6 +301,14 @@ def test_pretraining_streams_from_a_url_and_gives_what_a_folder_gives(corpus, se
     assert sessions["day0"]["trials"]["train"] == 14 and sessions["day0"]["scored_bins"]["train"] > 0
     assert (tmp_path / "http" / "README.md").is_file()
     pretrain(server.url, tmp_path / "fetched")  # not streamed: brought into the cache
+
+
+@pytest.mark.slow
+def test_two_processes_stream_from_a_url(server, tmp_path):
+    options = ("--streaming=true", "--epochs=1", "--validate_every=100", "--session_temperature=3")
+    launch("pretrain", server.url, tmp_path / "out", *options, num_processes=2)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["num_processes"] == 2 and np.isfinite(results["validation"]["bits_per_spike"])
 
 
 @pytest.mark.slow
