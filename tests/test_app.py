@@ -366,25 +366,26 @@ def test_a_training_that_fails_gives_its_paragraph_without_paths(tmp_path):
         "import sys; print('a warning', file=sys.stderr)\n"
         f"sys.exit('error: `init` must fit, got {tmp_path}/decoder. Choose another.')"
     )
-    run = Training([sys.executable, str(script)], tmp_path, "decoder")
+    run = Training([sys.executable, str(script)], tmp_path, "decoder", 10)
     run.wait(20)
     with pytest.raises(CheckpointError, match=r"^`init` must fit, got decoder\. Choose another\.$"):
         run.finish()
 
 
-def test_progress_is_read_from_the_bar_and_the_log(tmp_path):
+def test_progress_is_read_from_the_log(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys\n"
-        "for i in (0, 10, 40): sys.stderr.write(f'\\r {i}%|#   | {i}/40 [00:01<00:03,  9.9step/s]')\n"
-        "sys.stderr.write('\\nepoch 2  loss 0.4321  R2 0.7654  learning rate 1e-3  500 bins/s\\n')\n"
+        "for i in (2, 4):\n"
+        "    sys.stderr.write(f'[RANK 0] epoch {i}  loss 0.4321  R2 0.765{i}  learning rate 1e-3\\n')\n"
     )
-    run = Training([sys.executable, str(script)], tmp_path, "decoder")
+    run = Training([sys.executable, str(script)], tmp_path, "decoder", 10)
     run.wait(20)
     run._reader.join(5)
     progress = run.progress()
-    assert (progress["step"], progress["steps"]) == (40, 40)
-    assert progress["curve"] == [[2, 0.4321, 0.7654]]
+    assert (progress["passes"], progress["num_passes"]) == (4, 10)
+    assert progress["curve"] == [[2, 0.4321, 0.7652], [4, 0.4321, 0.7654]]
+    assert progress["seconds_left"] == pytest.approx(6 * progress["seconds_per_pass"])
 
 
 def test_the_download_holds_what_a_push_sends(tmp_path):

@@ -25,7 +25,7 @@
         times: unpack(setup.times, Float32Array), restarts: unpack(setup.restarts, Uint8Array), fitted: unpack(setup.fitted, Uint8Array),
         predicted: new Float32Array(setup.bins * K).fill(NaN), truth: new Float32Array(setup.bins * K).fill(NaN),
         latency: new Float32Array(setup.bins), counts: setup.bins * units < 6e7 ? new Uint8Array(setup.bins * units) : null,
-        scale: new Array(K).fill(1), reach: 1,
+        scale: [...setup.scale], reach: 1,
       };
       scrub.hidden = true;
     }
@@ -64,7 +64,7 @@
         for (const [i, [name, value, note]] of status.scores.entries()) cells.push(tile(name, value, note, i ? "minor" : "main"));
       } else {
         const r2 = status.running_r2;
-        cells.push(tile("R2 so far, new bins", r2 === null ? "-" : r2.toFixed(3), status.running_bins ? `${status.running_bins} bins not trained or chosen on` : "waits for such bins", "main"));
+        cells.push(tile("R2 so far, new bins", r2 === null ? "-" : r2.toFixed(3), status.running_bins ? `${status.running_bins} bins not trained or chosen on` : "no such bins yet", "main"));
       }
       cells.push(tile("step latency, median", latency ? `${latency.p50.toFixed(2)} ms` : "-", latency ? `p99 ${latency.p99.toFixed(2)}, longest ${latency.max.toFixed(1)} ms` : ""));
       cells.push(tile("bins that came late", String(status.late), `of ${run.have} bins, ${shown(ms)} ms each`));
@@ -134,7 +134,7 @@
     }
 
     function drawTrace(box, k, head, start, stop, last) {
-      const { ctx } = surface, c = colors(), { setup, K } = run, size = setup.bin_size, most = run.scale[k] * 1.05;
+      const { ctx } = surface, c = colors(), { setup, K } = run, size = setup.bin_size, most = 1.05 * Math.max(...run.scale.filter((_, i) => setup.units[i] === setup.units[k]));
       const first = Math.max(Math.floor(start / size) - 1, 0), count = Math.min(Math.ceil(head), run.have) - first;
       ctx.fillStyle = c.band;
       let from = null;
@@ -454,10 +454,10 @@
     function take(message) {
       view = message;
       if (!view) { bar.innerHTML = ""; draw(); return; }
-      const share = view.steps ? (100 * view.step) / view.steps : 0;
+      const share = view.num_passes ? (100 * view.passes) / view.num_passes : 0;
       bar.innerHTML = `<div class="rpnt-bar"><div style="width:${share.toFixed(1)}%"></div></div><span></span>`;
       bar.lastChild.textContent = view.message;
-      root.dataset.step = view.step;
+      root.dataset.passes = view.passes;
       root.dataset.state = view.state;
       draw();
     }

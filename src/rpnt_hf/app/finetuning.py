@@ -31,7 +31,6 @@ __all__ = ["SCRATCH", "Training", "pack_decoder", "start_training"]
 
 SCRATCH = "scratch"
 WINDOW_BINS, BATCH_SIZE = 60, 16  # as in training/configs/tiny_finetune.yaml
-PROGRESS = re.compile(r"(\d+)/(\d+) \[")
 EPOCH = re.compile(r"epoch (\d+)  loss (\S+)  R2 (\S+)")
 
 
@@ -42,21 +41,21 @@ class Training:
         command (`Sequence[str]`): What runs.
         folder (`Path`): Where it runs, so that no path of this machine gets into the card.
         output (`str`): Folder of the decoder, in `folder`.
+        num_passes (`int`): Passes over the training data that it makes.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, output: str) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, output: str, num_passes: int) -> None:
         self.folder, self.output = folder, folder / output
-        self.step, self.num_steps = 0, 0
+        self.num_passes = num_passes
         self.curve: list[tuple[int, float, float]] = []
         self.is_cancelled = False
         self.began = time.perf_counter()
-        self.first_step_at: float | None = None
+        self.first_pass_at, self.last_pass_at = 0.0, 0.0
         self._lines: list[str] = []
         environment = {
             **os.environ,
             "HF_DATASETS_CACHE": str(folder / "cache"),
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "TQDM_MININTERVAL": "0.2",
             "PYTHONUNBUFFERED": "1",
         }
         environment.setdefault("OMP_NUM_THREADS", "1")  # tensors this small gain nothing from a second thread
@@ -73,14 +72,12 @@ class Training:
         self._reader.start()
 
     def _read(self) -> None:
-        """Follows the progress bar and the log; universal newlines make a line of every refresh."""
+        """Follows the log."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            if found := PROGRESS.search(line):
-                self.step, self.num_steps = int(found[1]), int(found[2])
-                if self.step and self.first_step_at is None:
-                    self.first_step_at = time.perf_counter()
-            elif found := EPOCH.search(line):
+            if found := EPOCH.search(line):
+                self.last_pass_at = time.perf_counter()
+                self.first_pass_at = self.first_pass_at or self.last_pass_at
                 self.curve.append((int(found[1]), float(found[2]), float(found[3])))
             elif line.strip():
                 self._lines = [*self._lines, line.strip()][-50:]
@@ -112,17 +109,16 @@ class Training:
         Returns:
             `dict`: Plain values for the view "training".
         """
-        now = time.perf_counter()
-        rate = None
-        if self.first_step_at is not None and self.step > 1:
-            rate = (self.step - 1) / max(now - self.first_step_at, 1e-3)
-        left = (self.num_steps - self.step) / rate if rate else None
+        passes = self.curve[-1][0] if self.curve else 0
+        each = None
+        if len(self.curve) > 1:
+            each = (self.last_pass_at - self.first_pass_at) / (passes - self.curve[0][0])
         return {
-            "step": self.step,
-            "steps": self.num_steps,
-            "steps_per_second": rate,
-            "seconds_left": left,
-            "seconds": now - self.began,
+            "passes": passes,
+            "num_passes": self.num_passes,
+            "seconds_per_pass": each,
+            "seconds_left": None if each is None else each * (self.num_passes - passes),
+            "seconds": time.perf_counter() - self.began,
             "curve": [[epoch, loss, r2] for epoch, loss, r2 in self.curve if math.isfinite(r2)],
         }
 
@@ -196,7 +192,7 @@ def start_training(
         "output_dir": "decoder",
         "init": str(init),
         "epochs": epochs,
-        "validate_every": max(epochs // 40, 1),
+        "validate_every": max(epochs // 100, 1),
         "checkpoint_every": epochs,
         "seed": seed,
         "cpu": "true",
@@ -209,7 +205,7 @@ def start_training(
         command += ["--model", "{}"]  # its shape is that of the checkpoint
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    return Training(command, folder, "decoder")
+    return Training(command, folder, "decoder", epochs)
 
 
 def _series_of(names: Sequence[str]) -> str | None:

@@ -190,6 +190,7 @@ def _setup(
         "sites": sites,
         "names": [name.replace("_", " ") for name in names],
         "units": units,
+        "scale": [3 * std for std in model.config.label_std or [1.0] * len(names)],
         "path": "velocity" if moves else "position" if places else None,
     }
 

@@ -492,7 +492,7 @@ class _Page:
             )
         number = len(session.trained) + 1
         folder = Path(tempfile.mkdtemp(prefix="training-", dir=session.folder))
-        nothing = {"step": 0, "steps": 0, "curve": []}
+        nothing = {"passes": 0, "num_passes": 0, "curve": []}
         yield {
             self.training: training_view(nothing, "starting", "Building the dataset."),
             self.message: note(None),
@@ -529,7 +529,7 @@ class _Page:
         packed = pack_decoder(run.output, session.folder / f"decoder-{number}.zip")
         session.open_checkpoint(name)
         progress = run.progress()
-        progress["step"] = progress["steps"]
+        progress["passes"] = progress["num_passes"]
         done = training_view(progress, "done", f"Done in {progress['seconds']:.0f} s.")
         yield {
             **self._refresh(session),

@@ -81,11 +81,11 @@ def describe_progress(progress: dict[str, Any]) -> str:
     Returns:
         `str`: One sentence with rate and time left.
     """
-    if not progress["steps"]:
+    if not progress["passes"]:
         return f"Starting: {progress['seconds']:.0f} s."
-    words = f"Step {progress['step']} of {progress['steps']}"
-    if progress["steps_per_second"]:
-        words += f", {progress['steps_per_second']:.1f} a second, about {progress['seconds_left']:.0f} s left"
+    words = f"Pass {progress['passes']} of {progress['num_passes']} over the training trials"
+    if progress["seconds_per_pass"]:
+        words += f", {progress['seconds_per_pass']:.2f} s each, about {progress['seconds_left']:.0f} s left"
     return words + "."
 
 
