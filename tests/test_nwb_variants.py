@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nwb_mutations import MUTATIONS, READ, REFUSED, mutate, write_versions
+from nwb_bases import READ, REFUSED, write_versions
+from nwb_mutations import MUTATIONS, mutate
 from nwb_oracle import bins_of, count_plainly, read_plainly
 from nwb_worker import BIN_SIZE, Worker, judge
 
