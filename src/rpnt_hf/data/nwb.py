@@ -487,7 +487,8 @@ def _passed_over(file: Any, object_ids: list[str]) -> list[str]:
 
 def _behavior_series(name: str, series: Any) -> BehaviorSeries:
     data = series.data
-    shape, dtype = getattr(data, "shape", ()), getattr(data, "dtype", None)
+    shape: tuple[int, ...] = tuple(getattr(data, "shape", None) or ())
+    dtype = getattr(data, "dtype", None)
     if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf" or len(shape) not in (1, 2) or 0 in shape:
         raise RecordingError(
             "A behaviour series must hold real numbers of shape (samples,) or (samples, K), got "
