@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ class Training:
             text=True,
             errors="replace",
         )
+        weakref.finalize(self, self.process.kill)  # at the latest when the server ends
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

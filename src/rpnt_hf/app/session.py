@@ -3,7 +3,6 @@
 Nothing here is shared between visitors, and nothing knows of Gradio. Not for drawing: that is `views.py`.
 """
 
-import shutil
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -64,7 +63,7 @@ class Session:
         self.training: Any = None
         self.attention: Any = None
         self.live_run = 0
-        self._folder: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._decoded: pd.DataFrame | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
@@ -74,9 +73,9 @@ class Session:
     @property
     def folder(self) -> Path:
         """`Path`: folder of this visitor's files, made when it is first needed."""
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = Path(tempfile.mkdtemp(prefix="rpnt-app-"))
-        return self._folder
+        if self._folder is None:  # goes with this object, at the latest when the server ends
+            self._folder = tempfile.TemporaryDirectory(prefix="rpnt-app-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def close(self) -> None:
         """Ends what runs and removes this visitor's files."""
@@ -84,7 +83,7 @@ class Session:
         if self.training is not None:
             self.training.cancel()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.cleanup()
             self._folder = None
 
     def open_simulated(self, name: str) -> None:
