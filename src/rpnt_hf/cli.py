@@ -20,6 +20,7 @@ from rpnt_hf.errors import RPNTError, closest_names
 COMMANDS = {
     "Start here": {
         "demo": "run the whole path on simulated recordings, from NWB files to a decoder",
+        "app": "decode, look into a decoder and train one on a page in the browser",
         "info": "print versions and devices, for reports of bugs",
         "completion": "print what makes a shell complete these commands",
     },
@@ -36,7 +37,6 @@ COMMANDS = {
         "decode": "decode movement from an NWB file",
         "adapt": "carry a decoder over to a new day of the same units, without labels",
         "stream": "replay an NWB file bin by bin, in real time or not",
-        "app": "decode, look into a decoder and train one on a page in the browser",
     },
     "Share": {
         "export": "write a decoder for programs without this package",
