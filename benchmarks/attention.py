@@ -1,6 +1,6 @@
 """Context attention with a kernel per bin costs a fraction of the naive form, and no T x T tensor.
 
-    python benchmarks/attention.py --out results
+    python benchmarks/attention.py --out results [--parts full window memory]
 
 Forward and backward in fp32 on two threads, 256 wide, 8 heads, kernel 3 x 3, from queries, keys, values and
 the context's input to the output. Two slow oracles take turns with it, both over the whole score matrix: one
@@ -13,11 +13,10 @@ import argparse
 import math
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import peak_memory_mib, print_table, save_plot, save_results, time_turns
+from measure import make_parser, peak_memory_mib, print_table, save_plot, save_results, time_turns
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -144,32 +143,46 @@ def measure_memory(num_bins: int, window: int | None) -> dict[str, Any]:
     return {"bins": num_bins, "window": window, "libraries, MiB": before, "peak, MiB": peak, "target": target}
 
 
+def cases_of(options: argparse.Namespace) -> dict[int, int]:
+    """Bins and batches to measure."""
+    return {20: 2, 150: 1} if options.quick else CASES
+
+
+def compare_lengths(options: argparse.Namespace, window: int | None) -> None:
+    """Every form at every length."""
+    cases = cases_of(options)
+    rows = [compare(num_bins, batch_size, window, options.quick) for num_bins, batch_size in cases.items()]
+    title = "all earlier bins" if window is None else f"a window of {window} bins"
+    print_table(f"Context attention to {title}, forward and backward", rows)
+    name = "attention_full" if window is None else "attention_window"
+    save_results(options.out, name, rows)
+    curves = {
+        form: [row[f"{form}, ms"] / (row["bins"] * row["batch"]) for row in rows]
+        for form in (OURS, NAIVE, ORACLE)
+    }
+    save_plot(options.out / f"{name}.png", [float(n) for n in cases], curves, "bins", "ms per bin")
+
+
+def compare_memory(options: argparse.Namespace) -> None:
+    """The longest sequence, with a window and without."""
+    rows = [measure_memory(max(cases_of(options)), window) for window in (None, WINDOW)]
+    print_table("Peak memory of a process, one sequence", rows)
+    save_results(options.out, "attention_memory", rows)
+
+
+PARTS = {
+    "full": lambda options: compare_lengths(options, None),
+    "window": lambda options: compare_lengths(options, WINDOW),
+    "memory": compare_memory,
+}
+
+
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, one turn: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    options = parser.parse_args()
+    options = make_parser(__doc__, PARTS).parse_args()
     torch.set_num_threads(1 if options.quick else 2)
-    cases = {20: 2, 150: 1} if options.quick else CASES
-    rows = [
-        compare(num_bins, batch_size, window, options.quick)
-        for window in (None, WINDOW)
-        for num_bins, batch_size in cases.items()
-    ]
-    print_table("Context attention, forward and backward", rows)
-    memory = [measure_memory(max(cases), window) for window in (None, WINDOW)]
-    print_table("Peak memory of a process, one sequence", memory)
-    save_results(options.out, "attention", {"time": rows, "memory": memory})
-    curves = {}
-    for window in (None, WINDOW):
-        for name in (OURS, NAIVE, ORACLE):
-            curves[f"{name}{', window 50' if window else ''}"] = [
-                row[f"{name}, ms"] / (row["bins"] * row["batch"]) for row in rows if row["window"] == window
-            ]
-    save_plot(options.out / "attention.png", [float(n) for n in cases], curves, "bins", "ms per bin")
+    for part in options.parts:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":

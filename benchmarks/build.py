@@ -1,11 +1,11 @@
 """Speed and memory of building a dataset: spikes a second against a loop over spikes, memory by recordings.
 
-    python benchmarks/build.py --out results
+    python benchmarks/build.py --out results [--parts speed memory]
 
 Recordings are simulated (Poisson spikes, one velocity, trials of 4 s) and written as NWB; `build_dataset`
 then reads, bins, cuts and writes them. The slow oracle puts spikes into bins one by one, in Python, and must
 give the same counts. Processor time is counted, so that a busy machine changes little. Peak memory is that of
-fresh processes that build 2, 8 and 16 recordings.
+fresh processes that build 2 to 24 recordings.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from measure import print_table, save_plot, save_results
+from measure import make_parser, print_table, save_plot, save_results
 
 from rpnt_hf.data.binning import bin_spikes
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
@@ -121,39 +121,51 @@ def peak_memory(folder: Path, paths: list[Path]) -> float:
     return float(done.stdout.split()[-1])
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, one turn: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    options = parser.parse_args()
+def sweep_units(options: argparse.Namespace) -> None:
+    """Speed against the number of units."""
     sizes = [16, 64] if options.quick else [16, 64, 100, 250, 1000]
     spikes_of_a_file = 4e5 if options.quick else 1e7
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    turns = 1 if options.quick else 3
+    with tempfile.TemporaryDirectory() as folder:
         rows = [
-            measure_speed(folder, size, spikes_of_a_file / RATE / size, turns=1 if options.quick else 3)
-            for size in sizes
+            measure_speed(Path(folder), size, spikes_of_a_file / RATE / size, turns=turns) for size in sizes
         ]
-        print_table("Building a dataset (processor time of one core)", rows)
-        length = 60.0 if options.quick else 600.0
-        paths = [write_recording(folder / f"memory{i}.nwb", 100, length, seed=i) for i in range(16)]
-        spikes_mib = read_nwb(paths[0]).num_spikes * 8 / 2**20
-        memory: list[dict[str, Any]] = [
-            {"recordings": num, "peak MiB": peak_memory(folder, paths[:num])} for num in (2, 8, 16)
-        ]
-        print_table(f"Peak memory; spike times of one recording hold {spikes_mib:.1f} MiB", memory)
-    growth = np.diff([row["peak MiB"] for row in memory]).tolist()
-    print(f"\nfrom 2 to 8 recordings: {growth[0]:+.1f} MiB; from 8 to 16: {growth[1]:+.1f} MiB")
-    print("Up to 8 MiB of each split wait for a row group, so the first recordings add to the peak.")
-    save_results(options.out, "build", {"speed": rows, "memory": memory, "mib_of_growth": growth})
+    print_table("Building a dataset (processor time of one core)", rows)
+    save_results(options.out, "build_speed", rows)
     names = ["build, million spikes/s", "binning alone", "loop over spikes alone"]
     curves = {name: [row[name] for row in rows] for name in names}
     save_plot(
-        options.out / "build.png", [float(size) for size in sizes], curves, "units", "million spikes / s"
+        options.out / "build_speed.png",
+        [float(size) for size in sizes],
+        curves,
+        "units",
+        "million spikes / s",
     )
+
+
+def sweep_recordings(options: argparse.Namespace) -> None:
+    """Peak memory against the number of recordings."""
+    length, numbers = (60.0, (2, 4)) if options.quick else (600.0, (1, 2, 4, 8, 16, 24))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = [write_recording(folder / f"memory{i}.nwb", 100, length, seed=i) for i in range(max(numbers))]
+        spikes_mib = read_nwb(paths[0]).num_spikes * 8 / 2**20
+        rows: list[dict[str, Any]] = [
+            {"recordings": number, "peak, MiB": peak_memory(folder, paths[:number])} for number in numbers
+        ]
+    print_table(f"Peak memory; spike times of one recording hold {spikes_mib:.1f} MiB", rows)
+    print("\nUp to 8 MiB of each split wait for a row group, so the first recordings add to the peak.")
+    save_results(options.out, "build_memory", rows)
+
+
+PARTS = {"speed": sweep_units, "memory": sweep_recordings}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = make_parser(__doc__, PARTS).parse_args()
+    for part in options.parts:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":

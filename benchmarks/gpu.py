@@ -1,6 +1,6 @@
 """What a GPU reaches: windows and tokens a second, the share of its bf16 matrix rate, and peak memory.
 
-    python benchmarks/gpu.py --out results
+    python benchmarks/gpu.py --out results [--parts steps attention]
 
 Training steps of both presets under bf16 autocast, eager and compiled, at growing batches until the memory is
 full; the rate of a large bf16 product on the same card, in the same turns, is what they are compared with.
@@ -11,15 +11,19 @@ device it refuses; `--device cpu --quick` runs the same code on small sizes, for
 import argparse
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import attention
 import torch
 import training_step
-from measure import peak_memory_mib, print_table, save_plot, save_results, time_turns
+from measure import make_parser, peak_memory_mib, print_table, save_plot, save_results, time_turns
 
 TARGET_SHARE = 0.4
+# Preset, sites and numbers of windows; batches grow until one does not fit.
+STEPS = (
+    (training_step.MICROELECTRODE, 1, (64, 512, 2048, 8192)),
+    (training_step.NEUROPIXEL, 16, (8, 64, 256, 1024)),
+)
 
 
 def measure_step(
@@ -27,6 +31,7 @@ def measure_step(
 ) -> dict[str, Any] | None:
     """One row: a training step beside a large product; None where the memory does not hold it."""
     on_gpu = options.device == "cuda"
+    torch.compiler.reset()  # what was compiled for the row before would hold its memory
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -62,12 +67,8 @@ def measure_step(
 
 def measure_steps(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both presets at growing batches, eager and compiled."""
-    cases = (("tiny", 2, (2,)),) if options.quick else (
-        (training_step.MICROELECTRODE, 1, (64, 512, 2048, 8192)),
-        (training_step.NEUROPIXEL, 16, (8, 64, 256, 1024)),
-    )  # fmt: skip
     rows = []
-    for preset, sites, batches in cases:
+    for preset, sites, batches in (("tiny", 2, (2,)),) if options.quick else STEPS:
         for compiled in (False,) if options.quick else (False, True):
             for batch_size in batches:
                 row = measure_step(
@@ -94,34 +95,48 @@ def measure_attention(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for tests only")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one turn: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit(
-            "This benchmark needs a CUDA device, and torch sees none. Run it where there is one, with torch "
-            "built for CUDA; `--device cpu --quick` only tries its code on small sizes."
-        )
-    steps = measure_steps(options)
-    print_table("Training steps under bf16 autocast, windows of 50 bins with 50 units a site", steps)
-    rows = measure_attention(options)
-    print_table("Context attention, forward and backward, fp32", rows)
-    save_results(options.out, "gpu", {"steps": steps, "attention": rows})
+def report_steps(options: argparse.Namespace) -> None:
+    """Prints and keeps the training steps."""
+    rows = measure_steps(options)
+    print_table("Training steps under bf16 autocast, windows of 50 bins with 50 units a site", rows)
+    save_results(options.out, "gpu_steps", rows)
     shares: dict[str, list[float]] = {}
     sizes: dict[str, list[float]] = {}
-    for row in steps:
+    for row in rows:
         name = f"{row['preset']}{', compiled' if row['compiled'] else ''}"
         sizes.setdefault(name, []).append(float(row["windows"]))
         shares.setdefault(name, []).append(row["share"])
     for name, values in shares.items():
         path = options.out / f"gpu_{name.replace(', ', '_')}.png"
         save_plot(path, sizes[name], {name: values}, "windows", "share of the bf16 matrix rate")
+
+
+def report_attention(options: argparse.Namespace) -> None:
+    """Prints and keeps context attention."""
+    rows = measure_attention(options)
+    print_table("Context attention, forward and backward, fp32", rows)
+    save_results(options.out, "gpu_attention", rows)
+
+
+PARTS = {"steps": report_steps, "attention": report_attention}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = make_parser(__doc__, PARTS)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for tests only")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        steps = "; ".join(f"{preset}, {sites} sites, windows {batches}" for preset, sites, batches in STEPS)
+        lengths = ", ".join(map(str, attention.CASES))
+        sys.exit(
+            "This benchmark needs a CUDA device, and torch sees none. There it would time training steps in "
+            f"bf16, eager and compiled, beside a bf16 product of 8192 x 8192 ({steps}), and context "
+            f"attention against both naive forms at {lengths} bins. Run it where there is one, with torch "
+            "built for CUDA; `--device cpu --quick` only tries its code on small sizes."
+        )
+    for part in options.parts:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from measure import print_table, save_plot, save_results, time_turns
+from measure import make_parser, print_table, save_plot, save_results, time_turns
 from torch.utils.data import DataLoader
 
 from rpnt_hf.data.loading import view_rows
@@ -138,22 +138,12 @@ def measure_size(folder: Path, num_units: int, batch_size: int, quick: bool) -> 
     }
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, one turn: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--batch-size", type=int, default=256, help="windows in a batch")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
+def sweep_units(options: argparse.Namespace) -> None:
+    """All ways at several numbers of units."""
     sizes = [16, 50] if options.quick else [16, 50, 100, 250, 1000]
     with tempfile.TemporaryDirectory() as temporary:
         rows = [measure_size(Path(temporary), size, options.batch_size, options.quick) for size in sizes]
-    title = f"Windows a second: {WINDOW_BINS} bins, batches of {options.batch_size}, one process"
-    print_table(title, rows)
+    print_table(f"Windows a second: {WINDOW_BINS} bins, batches of {options.batch_size}, one process", rows)
     save_results(options.out, "loader", rows)
     names = [
         "all units",
@@ -164,6 +154,16 @@ def main() -> None:
     ]
     curves = {name: [row[name] for row in rows] for name in names}
     save_plot(options.out / "loader.png", [float(size) for size in sizes], curves, "units", "windows / s")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = make_parser(__doc__, {"units": sweep_units})
+    parser.add_argument("--batch-size", type=int, default=256, help="windows in a batch")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    sweep_units(options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Times of one machine mean little elsewhere, so benchmarks compare variants in on
 ratios.
 """
 
+import argparse
 import json
+import math
 import resource
 import statistics
 import time
@@ -14,7 +16,37 @@ from typing import Any
 
 import torch
 
-__all__ = ["peak_memory_mib", "percentiles_ms", "print_table", "save_plot", "save_results", "time_turns"]
+__all__ = [
+    "make_parser",
+    "peak_memory_mib",
+    "percentiles_ms",
+    "print_table",
+    "save_plot",
+    "save_results",
+    "time_turns",
+]
+
+
+Part = Callable[[argparse.Namespace], None]
+
+
+def make_parser(description: str | None, parts: Mapping[str, Part]) -> argparse.ArgumentParser:
+    """Makes the options that benchmarks share.
+
+    Args:
+        description (`str`, *optional*): Docstring of the script.
+        parts (`dict[str, Callable]`): What it measures, by name; `--parts` chooses among them.
+
+    Returns:
+        `argparse.ArgumentParser`: With `--quick`, `--out` and `--parts`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, few turns: does it run?")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks_out"), metavar="DIR", help="results")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts), help="measure only these")
+    return parser
 
 
 def time_turns(
@@ -25,22 +57,27 @@ def time_turns(
     Args:
         variants (`dict[str, Callable]`): Name to a call that does the work once.
         min_seconds (`float`, *optional*, defaults to 2.0): Time to spend on each variant, at least.
-        min_turns (`int`, *optional*, defaults to 5): Calls of each variant, at least.
+        min_turns (`int`, *optional*, defaults to 5): Turns of each variant, of one call or more.
 
     Returns:
         `dict[str, float]`: Minimum seconds of one call; the least disturbed turn.
     """
     for run in variants.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    while any(len(times) < min_turns or sum(times) < min_seconds for times in seconds.values()):
+    best = dict.fromkeys(variants, math.inf)
+    for _ in range(min_turns):
         for name, run in variants.items():
-            began = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: min(times) for name, times in seconds.items()}
+            spent = 0.0
+            # A turn is a stretch of time: a slow variant runs once in it, a fast one often.
+            while spent <= min_seconds / min_turns:
+                began = time.perf_counter()
+                run()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                elapsed = time.perf_counter() - began
+                spent += elapsed
+                best[name] = min(best[name], elapsed)
+    return best
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
@@ -64,7 +101,7 @@ def save_results(folder: Path, name: str, content: Any) -> None:
 
     Args:
         folder (`Path`): Made where it is missing.
-        name (`str`): Name of the benchmark.
+        name (`str`): Name of the benchmark and its part.
         content: Plain values.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,31 +1,33 @@
 """What one bin costs in a closed loop: the latency of `StreamingDecoder`, its floor, and its drift.
 
-    python benchmarks/streaming.py --out results
+    python benchmarks/streaming.py --out results [--parts latency drift units sites]
 
 Preset rpnt-microelectrode (4 layers, 256 wide, 8 heads, kernel 3 x 3, window 50, 7-bin stem) with 100 units
 and random weights, one thread. Every backend runs in a tight loop and in a loop that waits for the end of
-each bin, which finds colder caches; the variants take turns, so that a disturbance meets all of them. The
-floor is the time to read as many bytes as the weights have; "products alone" runs the matrix products of the
-step and nothing else. The slow oracle computes the window anew at each bin with the forward pass.
+each bin, which finds colder caches, there also with `warm_up` called before the bin is due; the variants take
+turns, so that a disturbance meets all of them. The floor is the time to read as many bytes as the weights
+have; "products alone" runs the matrix products of the step and nothing else. The slow oracle computes the
+window anew at each bin with the forward pass.
 
 Run it on a quiet core: percentiles of a busy one say little about the decoder.
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import percentiles_ms, print_table, save_plot, save_results
+from measure import make_parser, percentiles_ms, print_table, save_plot, save_results
 from numpy.typing import NDArray
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, StreamingDecoder
 from rpnt_hf.streaming_step import StreamingStep
 
 BACKENDS = ("onnx", "torch")
+PRESET, MANY_SITES = "rpnt-microelectrode", "rpnt-neuropixel"
 ORACLE, FLOOR, PRODUCTS = "window anew", "floor: read the weights", "products alone"
 UNITS = (16, 50, 100, 250, 500, 1000)
 SITES = (1, 2, 4, 8, 16)
@@ -45,8 +47,18 @@ def draw_counts(num_bins: int, num_units: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).poisson(1.0, size=(num_bins, num_units)).astype(np.uint8)
 
 
-def time_bins(variants: dict[str, Step], num_bins: int, period: float = 0.0) -> dict[str, list[float]]:
-    """Latencies of each variant, in turns of some bins; with a period, every bin waits for its time."""
+def time_bins(
+    variants: dict[str, Step],
+    num_bins: int,
+    period: float = 0.0,
+    warm_ups: Mapping[str, Callable[[], None]] | None = None,
+) -> dict[str, list[float]]:
+    """Latencies of each variant, in turns of some bins.
+
+    With a period, every bin waits for its time; a variant with a warm-up runs it a quarter of the period
+    before.
+    """
+    warm_ups = warm_ups or {}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for step in variants.values():
         for number in range(20):  # warm up
@@ -56,6 +68,9 @@ def time_bins(variants: dict[str, Step], num_bins: int, period: float = 0.0) -> 
             deadline = time.perf_counter() + period
             for number in range(TURN_BINS):
                 if period:
+                    if name in warm_ups:
+                        time.sleep(max(deadline - period / 4 - time.perf_counter(), 0))
+                        warm_ups[name]()
                     time.sleep(max(deadline - time.perf_counter(), 0))
                     deadline += period
                 began = time.perf_counter()
@@ -106,12 +121,16 @@ def make_variants(model: RPNTForMotorDecoding, counts: NDArray[np.uint8], sites:
 
 def measure_latency(preset: str, num_bins: int, period: float) -> list[dict[str, Any]]:
     """One bin in both loops."""
-    variants = make_variants(make_model(preset, 100), draw_counts(TURN_BINS, 100))
+    model, counts = make_model(preset, 100), draw_counts(TURN_BINS, 100)
+    variants = make_variants(model, counts)
+    warmed = {f"{name}, warmed up": StreamingDecoder(model, backend=name) for name in BACKENDS}
+    warm_ups = {name: decoder.warm_up for name, decoder in warmed.items()}
+    # The oracle may take longer than a bin: it runs in the tight loop only.
+    waiting = {name: step for name, step in variants.items() if name != ORACLE}
+    waiting |= {name: make_step(decoder, counts) for name, decoder in warmed.items()}
     rows: list[dict[str, Any]] = []
-    for loop, wait in (("tight", 0.0), (f"{1000 * period:.0f} ms", period)):
-        # The oracle may take longer than a bin: it runs in the tight loop only.
-        timed = {name: step for name, step in variants.items() if not wait or name != ORACLE}
-        for name, times in time_bins(timed, num_bins, wait).items():
+    for loop, wait, timed in (("tight", 0.0, variants), (f"{1000 * period:.0f} ms", period, waiting)):
+        for name, times in time_bins(timed, num_bins, wait, warm_ups).items():
             rows.append({"loop": loop, "variant": name, "min_ms": 1000 * min(times), **percentiles_ms(times)})
     anew = next(row["p50_ms"] for row in rows if row["variant"] == ORACLE)
     return [{**row, "window anew / this": anew / row["p50_ms"]} for row in rows]
@@ -169,34 +188,48 @@ def sweep(preset: str, sizes: list[tuple[int, int]], num_bins: int) -> list[dict
     return rows
 
 
-def main() -> None:
-    """Runs every part and prints a table of each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, few bins and sizes: does it run?")
-    parser.add_argument("--out", type=Path, help="folder for the tables (JSON) and plots")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    quick = options.quick
-    one_site, many_sites = ("tiny", "tiny") if quick else ("rpnt-microelectrode", "rpnt-neuropixel")
-    turns = TURN_BINS if quick else 300
+def report_latency(options: argparse.Namespace) -> None:
+    """One bin in every loop."""
+    preset, bins, period = ("tiny", TURN_BINS, 0.002) if options.quick else (PRESET, 1000, 0.02)
+    rows = measure_latency(preset, bins, period)
+    print_table(f"One bin, {preset}, 100 units, one thread", rows)
+    save_results(options.out, "streaming_latency", rows)
 
-    latency = measure_latency(one_site, TURN_BINS if quick else 1000, period=0.002 if quick else 0.02)
-    print_table(f"One bin, {one_site}, 100 units, one thread", latency)
-    drift = measure_drift(one_site, 500 if quick else 20_000)
-    print_table("A stream against the forward pass over all of it", drift)
-    units = sweep(one_site, [(1, size) for size in ((16, 100) if quick else UNITS)], turns)
-    print_table(f"Units, {one_site}", units)
-    sites = sweep(many_sites, [(size, 50) for size in ((1, 2) if quick else SITES)], turns)
-    print_table(f"Sites of 50 units, {many_sites}", sites)
-    if options.out is not None:
-        results = {"latency": latency, "drift": drift, "units": units, "sites": sites}
-        save_results(options.out, "streaming", results)
-        for name, rows, column in (("units", units, "units per site"), ("sites", sites, "sites")):
-            curves = {variant: [row[f"{variant}, p50 ms"] for row in rows] for variant in (*BACKENDS, ORACLE)}
-            sizes = [row[column] for row in rows]
-            save_plot(options.out / f"streaming_{name}.png", sizes, curves, column, "one bin, p50 (ms)")
+
+def report_drift(options: argparse.Namespace) -> None:
+    """A long stream."""
+    preset, bins = ("tiny", 500) if options.quick else (PRESET, 20_000)
+    rows = measure_drift(preset, bins)
+    print_table("A stream against the forward pass over all of it", rows)
+    save_results(options.out, "streaming_drift", rows)
+
+
+def report_sweep(options: argparse.Namespace, name: str, preset: str, sizes: list[tuple[int, int]]) -> None:
+    """Cost against a size: units of one site, or sites."""
+    sizes = sizes[:2] if options.quick else sizes
+    preset, bins = ("tiny", TURN_BINS) if options.quick else (preset, 300)
+    rows = sweep(preset, sizes, bins)
+    print_table(f"One bin against {name}, {preset}", rows)
+    save_results(options.out, f"streaming_{name}", rows)
+    curves = {variant: [row[f"{variant}, p50 ms"] for row in rows] for variant in (*BACKENDS, ORACLE)}
+    swept = [row["units per site" if name == "units" else "sites"] for row in rows]
+    save_plot(options.out / f"streaming_{name}.png", swept, curves, name, "one bin, p50 (ms)")
+
+
+PARTS = {
+    "latency": report_latency,
+    "drift": report_drift,
+    "units": lambda options: report_sweep(options, "units", PRESET, [(1, size) for size in UNITS]),
+    "sites": lambda options: report_sweep(options, "sites", MANY_SITES, [(size, 50) for size in SITES]),
+}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    options = make_parser(__doc__, PARTS).parse_args()
+    torch.set_num_threads(1)
+    for part in options.parts:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":

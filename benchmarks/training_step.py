@@ -1,6 +1,6 @@
 """Training is bound by arithmetic: what a step costs beside the matrix products that it cannot do without.
 
-    python benchmarks/training_step.py --out results
+    python benchmarks/training_step.py --out results [--parts context precision sites] [--sites 1 16]
 
 Forward, backward and AdamW in train mode with dropout, fp32 on two threads unless said. Four questions:
 what context attention adds to a step; what bf16 saves; which share of the rate of a large matrix product the
@@ -10,11 +10,10 @@ over sites and bins of the paper's code cost, against folding both into the batc
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from measure import print_table, save_plot, save_results, time_turns
+from measure import make_parser, print_table, save_plot, save_results, time_turns
 from torch import Tensor, nn
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding
@@ -174,31 +173,54 @@ def sweep_sites(preset: str, sites: list[int], product_size: int, turns: tuple[f
     return rows
 
 
+def measure_context(options: argparse.Namespace) -> None:
+    """What context attention adds to a step."""
+    preset, sizes = (
+        ("tiny", [(2, 10)]) if options.quick else (MICROELECTRODE, [(64, 50), (16, 200), (8, 500)])
+    )
+    rows = compare_context(preset, sizes, turns_of(options))
+    print_table(f"A training step with context attention, {preset}", rows)
+    save_results(options.out, "training_step_context", rows)
+
+
+def measure_precision(options: argparse.Namespace) -> None:
+    """What bf16 saves."""
+    preset, batch_size = ("tiny", 2) if options.quick else (MICROELECTRODE, 64)
+    rows = compare_precision(preset, make_batch(batch_size, 1, 50, 100, "cpu"), turns_of(options))
+    print_table(f"bf16 autocast, {preset}", rows)
+    save_results(options.out, "training_step_precision", rows)
+
+
+def measure_sites(options: argparse.Namespace) -> None:
+    """Arithmetic beside a large product, and the loops of the paper's code."""
+    preset, product_size = ("tiny", 64) if options.quick else (NEUROPIXEL, 2048)
+    sites = [1, 2] if options.quick else options.sites
+    rows = sweep_sites(preset, sites, product_size, turns_of(options))
+    print_table(f"8 windows of 50 bins, 50 units a site, {preset}", rows)
+    save_results(options.out, "training_step_sites", rows)
+    curves = {"step": [row["step, ms"] for row in rows]}
+    curves["loops over sites and bins"] = [row["step, ms"] * row["loops / step"] for row in rows]
+    save_plot(
+        options.out / "training_step_sites.png", [float(n) for n in sites], curves, "sites", "step (ms)"
+    )
+
+
+def turns_of(options: argparse.Namespace) -> tuple[float, int]:
+    """Seconds and turns of each variant, at least."""
+    return (0.0, 1) if options.quick else (2.0, 4)
+
+
+PARTS = {"context": measure_context, "precision": measure_precision, "sites": measure_sites}
+
+
 def main() -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="tiny models, one turn: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    parser = make_parser(__doc__, PARTS)
+    parser.add_argument("--sites", nargs="+", type=int, default=list(SITES), help="numbers of sites to sweep")
     options = parser.parse_args()
-    quick = options.quick
-    torch.set_num_threads(1 if quick else 2)
-    turns = (0.0, 1) if quick else (2.0, 4)
-    single, many = ("tiny", "tiny") if quick else (MICROELECTRODE, NEUROPIXEL)
-
-    context = compare_context(single, [(2, 10)] if quick else [(64, 50), (16, 200), (8, 500)], turns)
-    print_table(f"A training step with context attention, {single}", context)
-    precision = compare_precision(single, make_batch(2 if quick else 64, 1, 50, 100, "cpu"), turns)
-    print_table(f"bf16 autocast, {single}", precision)
-    sites = sweep_sites(many, [1, 2] if quick else list(SITES), 64 if quick else 2048, turns)
-    print_table(f"8 windows of 50 bins, 50 units a site, {many}", sites)
-    save_results(options.out, "training_step", {"context": context, "precision": precision, "sites": sites})
-    curves = {"step": [row["step, ms"] for row in sites]}
-    curves["loops over sites and bins"] = [row["step, ms"] * row["loops / step"] for row in sites]
-    save_plot(
-        options.out / "training_step.png", [row["sites"] for row in sites], curves, "sites", "step (ms)"
-    )
+    torch.set_num_threads(1 if options.quick else 2)
+    for part in options.parts:
+        PARTS[part](options)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,15 @@ def run(script, *arguments):
 def test_a_benchmark_runs_and_leaves_its_results(script, tmp_path):
     finished = run(script, "--quick", "--out", tmp_path, *ARGUMENTS.get(script, []))
     assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "|---|" in finished.stdout
-    assert json.loads((tmp_path / f"{script}.json").read_text())["machine"]["torch"]
+    results = list(tmp_path.glob(f"{script}*.json"))
+    assert len(results) == finished.stdout.count("\n## ") > 0
+    assert all(json.loads(path.read_text())["machine"]["torch"] for path in results)
+
+
+def test_a_part_of_a_benchmark_runs_by_itself(tmp_path):
+    finished = run("training_step", "--quick", "--parts", "context", "--out", tmp_path)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["training_step_context.json"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
