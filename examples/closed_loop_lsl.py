@@ -46,6 +46,17 @@ def open_inlet(loop: ClosedLoop, name: str, timeout: float) -> pylsl.StreamInlet
     return inlet
 
 
+def pull(loop: ClosedLoop, inlet: pylsl.StreamInlet, timeout: float) -> tuple[list[float] | None, float]:
+    """Waits for a sample, and warms the decoder up shortly before it is due."""
+    wait = loop.idle()
+    if wait is not None:
+        sample, stamp = inlet.pull_sample(timeout=wait)
+        if sample is not None:
+            return sample, stamp
+        loop.idle()
+    return inlet.pull_sample(timeout=timeout)
+
+
 def main() -> None:
     """Reads the options and runs the loop until the stream ends."""
     parser = argparse.ArgumentParser(
@@ -67,7 +78,7 @@ def main() -> None:
     logger.info("ready: lsl %s", options.name)
     number, last = -1, None
     while True:
-        sample, stamp = inlet.pull_sample(timeout=options.timeout)
+        sample, stamp = pull(loop, inlet, options.timeout)
         if sample is None:
             break
         # Counted from the bin before, not from the first one: clocks drift.

@@ -64,6 +64,7 @@ def main() -> None:
             elif ended:
                 break
             else:
+                loop.idle()  # warms the decoder up shortly before the next bin is due
                 time.sleep(POLL_SECONDS)
         decoded.end()
         logger.info(loop.summary())

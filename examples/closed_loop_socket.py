@@ -11,6 +11,7 @@ connection, ends the loop.
 
 import argparse
 import logging
+import select
 import socket
 import struct
 import sys
@@ -37,12 +38,19 @@ def answer(loop: ClosedLoop, packet: bytes) -> bytes | None:
     return None if velocity is None else struct.pack("<I", number) + velocity.astype("<f4").tobytes()
 
 
+def wait_for_packet(loop: ClosedLoop, connection: socket.socket) -> None:
+    """Waits, and warms the decoder up shortly before the next bin is due."""
+    while not select.select([connection], [], [], loop.idle())[0]:
+        pass
+
+
 def serve_udp(loop: ClosedLoop, port: int) -> None:
     """Answers every packet to where it came from."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", port))
         logger.info("ready: udp port %d", server.getsockname()[1])
         while True:
+            wait_for_packet(loop, server)
             packet, sender = server.recvfrom(65535)
             if not packet:
                 return
@@ -58,6 +66,7 @@ def serve_tcp(loop: ClosedLoop, port: int) -> None:
         connection, _ = server.accept()
     with connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # send answers at once
+        wait_for_packet(loop, connection)
         while len(head := connection.recv(4, socket.MSG_WAITALL)) == 4:
             (length,) = struct.unpack("<I", head)
             reply = answer(loop, connection.recv(length, socket.MSG_WAITALL)) if length else None
@@ -65,6 +74,7 @@ def serve_tcp(loop: ClosedLoop, port: int) -> None:
                 return
             if reply is not None:
                 connection.sendall(struct.pack("<I", len(reply)) + reply)
+            wait_for_packet(loop, connection)
 
 
 def main() -> None:

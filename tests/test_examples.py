@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import rpnt_hf.closed_loop
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, StreamingDecoder
 from rpnt_hf.closed_loop import ClosedLoop
 from rpnt_hf.errors import InputError
@@ -260,6 +261,27 @@ def test_bins_that_come_late_or_do_not_fit_leave_the_stream_as_it_was(checkpoint
     assert loop.summary() == "2 bins decoded, 0 missing, 2 too late"
     # After a gap too long to step through, the stream starts afresh.
     np.testing.assert_allclose(loop.step(100_000_000, rows[0]), expected[0], atol=1e-6)
+
+
+def test_a_waiting_loop_warms_up_once_before_each_bin_and_never_late(checkpoint, counts, monkeypatch):
+    loop, rows = ClosedLoop(checkpoint, "monday"), np.load(counts)
+    assert 0 < loop._lead <= loop.bin_size / 2
+    now, warmed = [100.0], []
+    monkeypatch.setattr(rpnt_hf.closed_loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(loop.decoder, "warm_up", lambda: warmed.append(now[0]))
+    loop._lead = 0.01
+    assert loop.idle() is None  # nothing is known about the first bin
+    loop.step(0, rows[0])
+    assert loop.idle() == pytest.approx(0.04) and not warmed
+    now[0] = 100.041
+    assert loop.idle() is None and warmed == [100.041]
+    assert loop.idle() is None and len(warmed) == 1
+    loop.step(1, rows[1])
+    now[0] = 100.09  # the bin was due: a step of nothing would be in its way
+    assert loop.idle() is None and len(warmed) == 1
+    loop._lead = 0.0
+    loop.step(2, rows[2])
+    assert loop.idle() is None and len(warmed) == 1
 
 
 def documented_examples():

@@ -125,6 +125,20 @@ def test_real_time_keeps_an_absolute_clock_and_counts_late_bins(monkeypatch):
     assert report["latency_ms"]["max"] >= 3.5 * BIN_SIZE * 1000 > report["latency_ms"]["p50"]
 
 
+def test_real_time_warms_the_decoder_up_before_each_bin_that_leaves_time(monkeypatch):
+    recording = make_recording("a")
+    model, processor = make_decoder(recording.unit_ids, num_hidden_layers=1)
+    warmed = []
+    monkeypatch.setattr(StreamingDecoder, "warm_up", lambda decoder: warmed.append(decoder._bin))
+    slow_at(monkeypatch, {3}, 3.5 * BIN_SIZE)
+    replay_recording(model, processor, recording, realtime=True, max_seconds=1.0)
+    assert warmed and len(set(warmed)) == len(warmed)
+    assert not {4, 5, 6} & set(warmed)  # the loop was late
+    warmed.clear()
+    replay_recording(model, processor, recording, max_seconds=1.0)
+    assert not warmed
+
+
 def test_without_real_time_a_step_longer_than_a_bin_is_a_missed_deadline(monkeypatch):
     recording = make_recording("a")
     model, processor = make_decoder(recording.unit_ids, num_hidden_layers=1)

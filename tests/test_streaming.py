@@ -69,6 +69,30 @@ def test_a_long_stream_stays_equal_and_needs_no_more_memory(backend):
     assert worst < 1e-5 and len(places) == 1 and len(gc.get_objects()) - before < 100
 
 
+@pytest.mark.parametrize(("backend", "batch", "sites"), ARRANGEMENTS)
+@torch.no_grad()
+def test_warming_up_works_on_the_weights_and_changes_nothing(backend, batch, sites, monkeypatch):
+    model, counts = make(sites, num_spatial_layers=1), make_counts(batch, bins=12, sites=sites)
+    recorded = torch.rand(counts.shape[:3]) < 0.8
+    decoder = StreamingDecoder(model, batch_size=batch, sites=sites, backend=backend)
+    expected = stream(decoder, counts, recorded)
+    decoder.reset()
+    steps = []
+    for t in range(counts.shape[2]):
+        before = decoder.state_dict()
+        decoder.warm_up()
+        assert_same_state(decoder.state_dict(), before)
+        steps.append(decoder.step(counts[:, :, t], recorded[:, :, t]))
+        decoder.warm_up()
+    streamed = torch.stack(steps).transpose(0, 1) if batch > 1 else torch.stack(steps)[None]
+    assert torch.equal(streamed, expected)
+    # It runs the network, on which all of this depends.
+    name = {"torch": "step", "onnx": "session"}[backend]
+    monkeypatch.setattr(decoder._backend, name, None)
+    with pytest.raises((TypeError, AttributeError)):
+        decoder.warm_up()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @torch.no_grad()
 def test_a_model_without_a_window_streams_up_to_the_stated_length(backend):

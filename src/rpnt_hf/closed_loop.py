@@ -4,22 +4,46 @@ For labs and the scripts of `examples/`. The decoder itself is in `streaming.py`
 """
 
 import logging
+import statistics
+import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .auto import AutoModelForMotorDecoding
 from .errors import InputError
-from .processing_rpnt import RPNTProcessor
+from .hub import load_decoder
 from .streaming import StreamingDecoder
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ClosedLoop"]
+__all__ = ["ClosedLoop", "take_first_steps"]
 
 # The first steps of a process are slow: they are taken before the first bin comes.
 WARM_UP_BINS = 20
+
+
+def take_first_steps(decoder: StreamingDecoder, bin_size: float) -> float:
+    """Takes the slow first steps of a process, then forgets them: the next bin is the first of the stream.
+
+    Args:
+        decoder ([`StreamingDecoder`]): The decoder; it is reset.
+        bin_size (`float`): Width of a bin in s.
+
+    Returns:
+        `float`: How long before a bin `decoder.warm_up` should begin, in s; 0 where steps take so much of a
+        bin that there is no time for it.
+    """
+    nothing = np.zeros((decoder.batch_size, *decoder.unit_index.shape), dtype=np.uint8)
+    seconds = []
+    for _ in range(WARM_UP_BINS):
+        began = time.perf_counter()
+        decoder.step(nothing)
+        seconds.append(time.perf_counter() - began)
+    decoder.reset()
+    # With cold caches a step takes about three times as long as here.
+    lead = 1e-3 + 4 * statistics.median(seconds)
+    return lead if lead <= bin_size / 2 else 0.0
 
 
 class ClosedLoop:
@@ -29,13 +53,14 @@ class ClosedLoop:
     belong. A bin whose number has passed is too late and is not decoded.
 
     Args:
-        checkpoint (`str`): Folder or Hub id of a decoder, with its processor.
+        checkpoint (`str`): Folder, name of a reference checkpoint, or Hub id of a decoder with its processor.
         session_id (`str`): Session of the checkpoint whose units come in.
         max_missing (`int`, *optional*, defaults to 100):
             Bins that may be missing in a row. After more the decoder starts afresh, which takes less time.
         **decoder_options: Further arguments of [`StreamingDecoder`].
 
     Raises:
+        CheckpointError: There is no such checkpoint, it is broken, or it holds no decoder.
         InputError: The session is not known.
         ConfigurationError: The decoder cannot run on a stream.
     """
@@ -43,8 +68,7 @@ class ClosedLoop:
     def __init__(
         self, checkpoint: str, session_id: str, max_missing: int = 100, **decoder_options: Any
     ) -> None:
-        model = AutoModelForMotorDecoding.from_pretrained(checkpoint)
-        self.processor = RPNTProcessor.from_pretrained(checkpoint)
+        model, self.processor = load_decoder(checkpoint)
         self.decoder = StreamingDecoder(model, self.processor, session_id, **decoder_options)
         self.unit_ids = self.processor.sessions[session_id]
         self.target_names = list(model.config.target_names or ())
@@ -54,9 +78,8 @@ class ClosedLoop:
         self.next_number: int | None = None
         self._nothing = np.zeros(len(self.unit_ids), dtype=np.uint16)
         self._no_site = np.zeros(self.decoder.num_sites, dtype=bool)
-        for _ in range(WARM_UP_BINS):
-            self.decoder.step(self._nothing)
-        self.decoder.reset()
+        self._lead = take_first_steps(self.decoder, self.bin_size)
+        self._warm_up_at: float | None = None
 
     @property
     def bin_size(self) -> float:
@@ -76,6 +99,7 @@ class ClosedLoop:
         Raises:
             InputError: Counts of another number of units, negative or not finite; the stream stays as it was.
         """
+        arrived = time.perf_counter()
         counts = np.asarray(counts)
         if counts.shape != self._nothing.shape:
             raise InputError(
@@ -98,7 +122,28 @@ class ClosedLoop:
         prediction = self.decoder.step(counts).float().cpu().numpy()
         self.next_number = number + 1
         self.num_decoded += 1
+        self._warm_up_at = arrived + self.bin_size - self._lead if self._lead else None
         return prediction
+
+    def idle(self) -> float | None:
+        """Does what is due while no bin is there: it warms the decoder up shortly before the next one.
+
+        In a loop that never calls it, steps find the weights outside of the caches and take longer. It changes
+        nothing else. A bin that comes while it runs waits for one step.
+
+        Returns:
+            `float` or `None`: Seconds to wait for a bin before calling this again; None where nothing is left
+            to do before the next bin.
+        """
+        if self._warm_up_at is None:
+            return None
+        wait = self._warm_up_at - time.perf_counter()
+        if wait > 0:
+            return wait
+        self._warm_up_at = None
+        if wait > -self._lead / 2:  # later it would be in the way of the bin
+            self.decoder.warm_up()
+        return None
 
     def summary(self) -> str:
         """`str`: What happened to the bins so far, in one line."""

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .closed_loop import WARM_UP_BINS, take_first_steps
 from .data.nwb import Recording
 from .decoding import bin_recording, prediction_table, score_table, target_names
 from .errors import ConfigurationError
@@ -32,9 +33,6 @@ __all__ = [
     "session_of_recording",
     "shown_in_terminal",
 ]
-
-# The first steps of a process are slow (memory, caches, thread pools): a lab warms up before a trial, too.
-WARM_UP_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,9 @@ def replay_recording(
         recording ([`Recording`]): A recording whose session the processor knows.
         realtime (`bool`, *optional*, defaults to `False`):
             Start the step of a bin when the bin ends, by a clock that starts with the interval and never
-            drifts. A deadline is missed where a step ends later than one bin after that. Otherwise bins
-            follow one another at once, and a deadline is missed where a step takes longer than a bin.
+            drifts, and warm the decoder up shortly before. A deadline is missed where a step ends later than
+            one bin after that. Otherwise bins follow one another at once, and a deadline is missed where a
+            step takes longer than a bin.
         max_seconds (`float`, *optional*): Length of recording to replay in s, above 0; all of it by default.
             A model without `attention_window` needs it, since its memory grows with the stream.
         show (`Callable`, *optional*): Called with each [`ReplayedBin`]; its time counts towards no latency.
@@ -150,8 +149,7 @@ def replay_recording(
     if model.config.attention_window is None:
         decoder_options["max_bins"] = max(int(num_bins.max()), WARM_UP_BINS)
     decoder = StreamingDecoder(model, session_processor, recording.session_id, **decoder_options)
-    for _ in range(WARM_UP_BINS):
-        decoder.step(np.zeros(len(units), dtype=np.uint8))
+    lead = take_first_steps(decoder, bin_size)
 
     num_targets, lag = model.config.num_targets, model.config.label_lag
     unknown = [np.full((bins, num_targets), np.nan, np.float32) for bins in np.diff(before)]
@@ -169,7 +167,7 @@ def replay_recording(
             for t, counts in enumerate(interval.counts[: len(predictions), units]):
                 due = began + (t + 1) * bin_size
                 if realtime:
-                    time.sleep(max(due - time.perf_counter(), 0))
+                    _wait_warm(decoder, due, lead)
                 started = time.perf_counter()
                 prediction = decoder.step(counts).float().cpu().numpy()
                 ended = time.perf_counter()
@@ -190,6 +188,15 @@ def replay_recording(
     if realtime:
         table = table.assign(wakeup_lateness=timing[:done, 2])
     return Replay(table, bin_size, decoder.backend, interrupted)
+
+
+def _wait_warm(decoder: StreamingDecoder, due: float, lead: float) -> None:
+    """Waits for a time, and warms the decoder up shortly before, where that can be."""
+    if lead:
+        time.sleep(max(due - lead - time.perf_counter(), 0))
+        if time.perf_counter() < due - lead / 2:
+            decoder.warm_up()
+    time.sleep(max(due - time.perf_counter(), 0))
 
 
 def session_of_recording(

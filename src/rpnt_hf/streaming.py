@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Decodes one bin, `(B, S, N)` -> `(B, K)`, and moves the state on."""
         ...
 
+    def run_dry(self) -> None:
+        """Does the work of one bin and forgets it: the state stays as it is."""
+        ...
+
 
 class TorchBackend:
     """Runs the step in torch, on the device and in the type of the model.
@@ -81,6 +85,13 @@ class TorchBackend:
         if mask is not None:
             predictions = torch.where(mask.any(dim=1, keepdim=True), predictions, step.absent)
         return predictions
+
+    def run_dry(self) -> None:
+        """Does the work of one bin and forgets it: the state stays as it is."""
+        step, rows = self.step, len(self.state.key_bias)
+        counts = torch.zeros(rows // step.num_sites, *step.units.shape[:2], device=step.device)
+        site_bias = self.all_sites.expand(len(counts), -1)
+        step(counts, step.cos, step.sin, site_bias, self.no_positions, self.state)
 
 
 class StreamingDecoder:
@@ -228,6 +239,15 @@ class StreamingDecoder:
         self._age = torch.zeros(self.batch_size, self.num_sites, dtype=torch.long)
         for tensor, empty in zip(self.state, self.prepared.empty_state(self.batch_size), strict=True):
             tensor.copy_(empty)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Does the work of one bin and forgets it; the stream goes on where it was.
+
+        Between two bins other work takes the weights out of the caches of the processor, and the next step
+        pays for reading them again. Call this shortly before a bin is due, where there is time to spare.
+        """
+        self._backend.run_dry()
 
     def state_dict(self) -> dict[str, Any]:
         """Copies the state, for another process or for going back.

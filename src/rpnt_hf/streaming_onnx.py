@@ -462,6 +462,10 @@ class OnnxBackend:
         self._push(slot, None if recorded is None else recorded.reshape(-1))
         return torch.from_numpy(predictions)
 
+    def run_dry(self) -> None:
+        """Does the work of one bin and forgets it: what it writes is overwritten by the next."""
+        self.session.run_with_iobinding(self.binding)
+
     def _push(self, slot: int, recorded: NDArray[np.bool_] | None) -> None:
         """As `streaming_step.push_rows`, in numpy."""
         state, new = self.state, self.new
