@@ -191,19 +191,18 @@ class _BlockAttention(torch.autograd.Function):
         key_bias: Tensor | None,
         num_anchors: int,
         window: int | None,
-        scale: float,
     ) -> Tensor:
         num_heads, num_bins = query.shape[:2]
         taps = (1, 1) if kernel is None else (kernel.shape[1], kernel.shape[2])
         output = value.new_empty(num_heads, num_bins, value.shape[-1])
         kept = []
         ctx.blocks = list(_blocks(num_heads, num_bins, num_anchors, taps, window))
-        ctx.options = (num_anchors, window, scale, num_bins <= SHORT_WINDOW)
+        ctx.options = (num_anchors, window, num_bins <= SHORT_WINDOW)
         for block in ctx.blocks:
             bins = slice(block.queries.start, block.queries.stop)
             raw, weights = _BlockAttention.weights(block, query, key, kernel, key_bias, ctx.options)
             output[block.heads, bins] = torch.bmm(weights, _keys_of(value, block, num_anchors))
-            if ctx.options[3]:
+            if ctx.options[2]:
                 kept += [raw, weights]
         ctx.save_for_backward(query, key, value, kernel, key_bias, output, *kept)
         return output
@@ -215,13 +214,13 @@ class _BlockAttention(torch.autograd.Function):
         key: Tensor,
         kernel: Tensor | None,
         key_bias: Tensor | None,
-        options: tuple[int, int | None, float, bool],
+        options: tuple[int, int | None, bool],
     ) -> tuple[Tensor, Tensor]:
         """Raw scores of a block (the backward pass of kernels needs them), and the weights of its queries."""
-        num_anchors, window, scale, _ = options
+        num_anchors, window, _ = options
         queries = query[block.heads, block.raw_start : block.queries.stop]
         keys = _keys_of(key, block, num_anchors)
-        raw = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+        raw = torch.bmm(queries, keys.transpose(1, 2))
         scores = raw if kernel is None else _smooth(raw, kernel, block, num_anchors)
         # Causality bites in the last columns alone.
         edge = 0 if window is not None else block.queries.start
@@ -235,10 +234,12 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, kernel, key_bias, output, *kept = ctx.saved_tensors
-        num_anchors, _, scale, keeps = ctx.options
-        reaches_all = ctx.blocks[0].keys == range(query.shape[1])
+        num_anchors, _, keeps = ctx.options
+        # The first blocks may hold all queries, or reach all keys: then they write what others add to.
+        holds_all, reaches_all = (part == range(query.shape[1]) for part in ctx.blocks[0][:2])
+        grad_query = torch.empty_like(query) if holds_all else torch.zeros_like(query)
         make = torch.empty_like if reaches_all else torch.zeros_like
-        grad_query, grad_key, grad_value = torch.zeros_like(query), make(key), make(value)
+        grad_key, grad_value = make(key), make(value)
         grad_kernel = None if kernel is None else torch.zeros_like(kernel)
         for index, block in enumerate(ctx.blocks):
             bins = slice(block.queries.start, block.queries.stop)
@@ -254,15 +255,17 @@ class _BlockAttention(torch.autograd.Function):
             grad_raw = torch.bmm(grad_mixed, values.transpose(1, 2)).sub_(row_sums).mul_(weights)
             if kernel is not None and grad_kernel is not None:
                 grad_raw = _smooth_backward(grad_raw, raw, kernel, grad_kernel, block, num_anchors)
-            grad_raw.mul_(scale)
-            grad_query[block.heads, raw_bins] += torch.bmm(grad_raw, keys)
+            if holds_all:
+                torch.bmm(grad_raw, keys, out=grad_query[block.heads])
+            else:
+                grad_query[block.heads, raw_bins] += torch.bmm(grad_raw, keys)
             for total, first, second in ((grad_key, grad_raw, queries), (grad_value, weights, grad_mixed)):
                 if reaches_all and block.queries.stop == query.shape[1]:  # straight into its place
                     torch.bmm(first.transpose(1, 2), second, out=total[block.heads])
                 else:
                     part = torch.bmm(first.transpose(1, 2), second)
                     _add_keys_of(total, part, block, num_anchors)
-        return grad_query, grad_key, grad_value, grad_kernel, *[None] * 4
+        return grad_query, grad_key, grad_value, grad_kernel, *[None] * 3
 
 
 def _attend_on_blocks(
@@ -275,17 +278,18 @@ def _attend_on_blocks(
     window: int | None,
 ) -> Tensor:
     """Smooths blocks of scores: a pass per tap in cache costs less than wider queries and keys."""
-    shape = value.shape
-    if kernel is not None:
-        kernel = at_least_fp32(kernel).movedim(-3, -1).flatten(0, 1).contiguous()
+    shape, scale = value.shape, 1 / math.sqrt(query.shape[-1])
+    if kernel is None:
+        query = at_least_fp32(query) * scale
+    else:  # kernels are smaller than queries
+        kernel = (at_least_fp32(kernel).movedim(-3, -1) * scale).flatten(0, 1).contiguous()
     key_bias = None
     if key_mask is not None:
         key_bias = torch.zeros(key_mask.shape, device=value.device).masked_fill_(~key_mask, MASKED)
         key_bias = F.pad(key_bias, (num_anchors, 0))[:, None].expand(*shape[:3]).reshape(-1, shape[2], 1)
-    scale = 1 / math.sqrt(query.shape[-1])
     wide = [at_least_fp32(states).flatten(0, 1) for states in (query, key, value)]
     with torch.autocast(value.device.type, enabled=False):
-        output = _BlockAttention.apply(*wide, kernel, key_bias, num_anchors, window, scale)
+        output = _BlockAttention.apply(*wide, kernel, key_bias, num_anchors, window)
     return output.unflatten(0, shape[:2]).to(value.dtype)
 
 
