@@ -104,8 +104,9 @@ def test_the_search_finds_a_page_without_a_network(site: Path) -> None:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_context(offline=True).new_page()
         page.goto((site / "index.html").as_uri())  # as from a folder: no server either
-        page.fill("input[name=query]", "StreamingDecoder", force=True)
-        page.wait_for_selector(".md-search-result__item a", state="attached", timeout=15_000)
+        page.click("input[name=query]", force=True)
+        page.keyboard.type("StreamingDecoder")
+        page.wait_for_selector(".md-search-result__item a", state="attached", timeout=30_000)
         found = page.locator(".md-search-result__item a").all_text_contents()
         browser.close()
     assert any("Streaming" in text for text in found)
