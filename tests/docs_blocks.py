@@ -61,14 +61,15 @@ def pages() -> list[str]:
 
 
 def read_blocks(page: str) -> list[Block]:
-    """Lists the fenced blocks of a page; raises on a fence that nothing closes."""
-    return list(_blocks(page, (ROOT / page).read_text().splitlines()))
+    """Lists the fenced blocks of a page."""
+    return list(find_blocks((ROOT / page).read_text(), page))
 
 
-def _blocks(page: str, lines: list[str]) -> Iterator[Block]:
+def find_blocks(text: str, page: str = "page.md") -> Iterator[Block]:
+    """Finds the fenced blocks of a text; a fence that nothing closes is an error."""
     start: tuple[int, str, str, str] | None = None
     code: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         fence = _FENCE.match(line)
         if start is None and fence:
             start, code = (number, fence[1], fence[2], fence[3]), []
@@ -83,10 +84,10 @@ def _blocks(page: str, lines: list[str]) -> Iterator[Block]:
     assert start is None, f"{page}:{start and start[0]}: nothing closes this fence"
 
 
-def indented_blocks(page: str) -> list[int]:
-    """Finds blocks that are indented instead of fenced: nothing says what language they are."""
+def indented_blocks(text: str) -> list[int]:
+    """Finds lines of blocks that are indented instead of fenced: nothing says what language they are."""
     found, fence, inside_item, blank = [], "", False, True
-    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         mark = _FENCE.match(line)
         if mark and (not fence or (mark[2].startswith(fence) and not mark[3].strip())):
             fence = "" if fence else mark[2]

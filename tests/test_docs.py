@@ -16,6 +16,7 @@ from docs_blocks import (
     RUN_LANGUAGES,
     SHOWN_LANGUAGES,
     PageRun,
+    find_blocks,
     indented_blocks,
     pages,
     read_blocks,
@@ -65,7 +66,32 @@ def test_every_block_runs_or_says_why_it_does_not(page: str) -> None:
             assert not block.title or (block.title != reason and len(reason.split()) > 1), (
                 f"{block}: the title must be '{NOT_RUN}REASON', got '{block.title}'"
             )
-    assert not indented_blocks(page), f"{page}: fence the blocks at lines {indented_blocks(page)}"
+    indented = indented_blocks((ROOT / page).read_text())
+    assert not indented, f"{page}: fence the blocks at lines {indented}"
+
+
+BAD_BLOCKS = {
+    "```python\n1 / 0\n```": "division by zero",
+    '```python\nprint(1)\n```\n```text title="Output"\n2\n```': "this was printed",
+    "```bash\nfalse | true\n```": "exit code 1",
+    "```bash\nrpnt decode nothing.nwb nothing.nwb\n```": "`rpnt decode nothing.nwb nothing.nwb` failed",
+}
+
+
+@pytest.mark.parametrize("text", BAD_BLOCKS)
+def test_a_block_that_fails_or_prints_something_else_is_noticed(text: str) -> None:
+    run = PageRun()
+    with pytest.raises((AssertionError, ArithmeticError), match=BAD_BLOCKS[text]):
+        for block in find_blocks(text):
+            run.run(block)
+
+
+def test_blocks_inside_lists_and_marked_ones_are_found() -> None:
+    text = "- item\n\n    ```python\n    x = 1\n    ```\n\n"
+    text += '```bash title="Not run: no GPU here"\nls\n```\n\ntext\n\n    ls\n'
+    inside, marked = find_blocks(text)
+    assert (inside.code, inside.runs, marked.runs) == ("x = 1\n", True, False)
+    assert indented_blocks(text) == [13]
 
 
 @pytest.mark.parametrize(
