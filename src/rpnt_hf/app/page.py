@@ -112,7 +112,12 @@ class _Page:
     def _lay_out_choice(self) -> None:
         with gr.Row(equal_height=True):
             self.recording = gr.Dropdown(
-                list(SIMULATED), value=next(iter(SIMULATED)), label="Recording", scale=5, elem_id="recording"
+                list(SIMULATED),
+                value=next(iter(SIMULATED)),
+                label="Recording",
+                scale=5,
+                min_width=300,
+                elem_id="recording",
             )
             self.upload = gr.UploadButton("Upload NWB file", scale=2, min_width=150, elem_id="upload")
             self.checkpoint = gr.Dropdown(
@@ -121,6 +126,7 @@ class _Page:
                 label="Decoder: bundled, OWNER/NAME on the Hub, or a folder",
                 allow_custom_value=True,
                 scale=5,
+                min_width=300,
                 elem_id="checkpoint",
             )
         self.message = _view("text", "message")
@@ -128,7 +134,9 @@ class _Page:
 
     def _lay_out_decoding(self) -> None:
         with gr.Row(equal_height=True):
-            self.speed = gr.Radio(list(SPEEDS), value="Real time", label="Speed", scale=3, elem_id="speed")
+            self.speed = gr.Radio(
+                list(SPEEDS), value="Real time", label="Speed", scale=3, min_width=300, elem_id="speed"
+            )
             self.start = gr.Slider(0, 1, 0, step=1, label="From (s)", scale=2, elem_id="start")
             self.seconds = gr.Slider(5, 300, 60, step=5, label="For (s)", scale=2, elem_id="seconds")
         with gr.Row():
@@ -165,7 +173,7 @@ class _Page:
         self.axes: dict[str, Any] = {}
         with gr.Row(equal_height=True):
             for axis in METADATA_AXES:
-                label = f"{axis.replace('_', ' ')} ({AXIS_UNITS[axis]})"
+                label = f"{axis.removeprefix('site_')} ({AXIS_UNITS[axis]})"
                 if axis in INDEX_AXES:
                     self.axes[axis] = gr.Dropdown(
                         [UNKNOWN], value=UNKNOWN, label=axis, min_width=130, elem_id=f"axis-{axis}"
@@ -219,9 +227,9 @@ class _Page:
         on(self.stop.click, self._stop, [], [])
         on(self.score.click, self._score, [], [self.scores, self.message])
 
-        window = [self.window_start, self.window_seconds, self.series]
+        window: list[Any] = [self.window_start, self.window_seconds, self.series]
         on([one.input for one in window], self._draw_recording, window, [self.raster, self.message], **latest)
-        chosen = [self.attention_start, self.layer, self.head, self.site]
+        chosen: list[Any] = [self.attention_start, self.layer, self.head, self.site]
         shown = [self.attention, self.message]
         on([one.input for one in chosen], self._draw_attention, chosen, shown, **latest)
         on(self.sites_tab.select, self._draw_sites, [self.attention_start], [self.sites, self.message])
@@ -319,7 +327,7 @@ class _Page:
         low, high = observed_span(recording)
         obstacle = session.obstacle()
         moment = {"minimum": math.floor(low), "maximum": max(math.floor(high - 1), math.floor(low) + 1)}
-        at = {**moment, "value": math.floor(low)}
+        at: dict[str, Any] = {**moment, "value": math.floor(low)}
         names = list(recording.behavior)
         series = default_series(recording)
         num_layers, num_heads = model.config.num_hidden_layers, model.config.num_attention_heads

@@ -36,7 +36,7 @@ class _Simulated:
 SIMULATED = {
     "Center-out, one site (the bundled decoder's session)": _Simulated(),
     "Center-out, another day of the same subject": _Simulated({"sessions_per_subject": 2}, number=1),
-    "Center-out, three sites (train a decoder below)": _Simulated(
+    "Center-out, three sites (train a decoder of it)": _Simulated(
         {"num_sites": 3, "num_units": 32, "seed": 1}
     ),
 }

@@ -42,7 +42,9 @@ def cut_trials(recording: Recording, bin_size: float) -> SiteWindows | None:
     stops = recording.trials["stop_time"].to_numpy(np.float64)[recording.trials["start_time"].notna()]
     directions = recording.trials.get("target_dir", pd.Series(np.nan, recording.trials.index))
     directions = directions[recording.trials["start_time"].notna()].to_numpy(np.float64)
-    windows, masks, conditions = [], [], []
+    windows: list[NDArray[np.uint8]] = []
+    masks: list[NDArray[np.bool_]] = []
+    conditions: list[str] = []
     for interval in recording.bin_spikes(bin_size):
         num_bins = len(interval.counts)
         edges = [(at, at + 2.0) for at in np.arange(num_bins * bin_size // 2) * 2.0 + interval.start_time]
@@ -130,7 +132,7 @@ def sites_view(maps: list[dict[str, Any]], probe: Probe | None, site_names: list
         shown.append(
             {
                 "title": "spatial attention of the decoder",
-                "note": "of row to column, mean over this window and heads",
+                "note": "of row to column; the rest goes to anchors",
                 "sites": site_names,
                 "weights": _plain(averaged),
                 "significant": None,
