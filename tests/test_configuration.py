@@ -52,6 +52,8 @@ def test_an_unknown_key_is_refused_with_the_closest_match_named():
         ({"context_attention": {"kernel_size": (0, 3)}}, "two numbers >= 1"),
         ({"label_mean": [1.0]}, "`label_mean` must have 2 entries"),
         ({"label_std": [1.0, 0.0]}, "`label_std` must be above 0"),
+        ({"variance_dof": [3.0]}, "`variance_dof` must have 2 entries"),
+        ({"variance_dof": [3.0, 2.0]}, "`variance_dof` must be above 2"),
         ({"contrastive_temperature": 0}, "`contrastive_temperature` must be above 0"),
     ],
     ids=lambda value: str(value)[:40],
@@ -128,8 +130,9 @@ CHANGES = {
     "mrope_axes": [MRoPEAxisConfig("time", 10)], "contrastive_weight": 0.9, "contrastive_temperature": 0.7,
     "projection_size": 5, "max_bins": 9, "label_mean": [5.0, 6.0], "label_std": [5.0, 6.0],
 }  # fmt: skip
-# Words carried beside the weights: names, units, the lag that the processor applies to labels, the format.
-CARRIED = {"target_names", "target_units", "label_lag", "format_version"}
+# Carried beside the weights: names, units, the lag that the processor applies to labels, the shape of errors,
+# the format.
+CARRIED = {"target_names", "target_units", "label_lag", "variance_dof", "format_version"}
 
 
 def run(**overrides):

@@ -32,7 +32,7 @@ from rpnt_hf.data.rows import row_behavior, scored_bins
 from rpnt_hf.data.windows import WindowCollator, WindowDataset, WindowSampler
 from rpnt_hf.decoding import decode_distributions, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, RPNTError
-from rpnt_hf.evaluation.calibration import calibration_scale
+from rpnt_hf.evaluation.calibration import fit_calibration
 from rpnt_hf.evaluation.report import describe_data, describe_hardware, describe_run, shared_name
 from rpnt_hf.evaluation.statistics import (
     LEVEL,
@@ -378,18 +378,20 @@ def describe_test(trials: Sequence[ScoredTrial]) -> dict[str, Any]:
     return {**parts.pop(""), "interval_level": LEVEL, "sessions": parts}
 
 
-def calibrate(model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int) -> list[float]:
-    """Widens the predicted variances of each target to what validation rows show; changes only a bias.
+def calibrate(
+    model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batch_size: int
+) -> dict[str, list[float]]:
+    """Fits the predicted variances of each target to what validation rows show: a bias, and `variance_dof`.
 
     Returns:
-        `list[float]`: What was added to the log variance of each target.
+        `dict`: `added` to the log variance of each target, and its `variance_dof`.
     """
     predictions, log_variances = decode_distributions(model, processor, rows, batch_size)
     masks = [scored_bins(row) for row in rows]
     for mask in masks:
         mask[: model.config.label_lag] = False
     targets = [row_behavior(row) for row in rows]
-    scale = calibration_scale(
+    added, model.config.variance_dof = fit_calibration(
         *(
             np.concatenate([values[mask] for values, mask in zip(part, masks, strict=True)])
             for part in (targets, predictions, log_variances)
@@ -399,8 +401,8 @@ def calibrate(model: PreTrainedModel, processor: RPNTProcessor, rows: Rows, batc
     names = [name for name, _ in model.named_parameters() if name.endswith(head) and "stem_" not in name]
     bias = model.get_parameter(names[-1])
     with torch.no_grad():
-        bias[model.config.num_targets :] += torch.tensor(scale).to(bias)
-    return scale
+        bias[model.config.num_targets :] += torch.tensor(added).to(bias)
+    return {"added": added, "variance_dof": model.config.variance_dof}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

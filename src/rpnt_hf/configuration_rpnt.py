@@ -234,6 +234,9 @@ class RPNTConfig(PreTrainedConfig):
             Bins by which labels come later than the counts they are decoded from.
         predict_variance (`bool`, *optional*, defaults to `False`):
             Whether the decoding head also gives a log variance per target.
+        variance_dof (`list[float]`, *optional*):
+            Degrees of freedom, above 2, of the Student t distribution in which each target lies about its
+            prediction, found on validation trials with `predict_variance`; None means normal.
         contrastive_weight (`float`, *optional*, defaults to 0.1):
             Weight of the site-contrastive term in pretraining, 0 or more.
         contrastive_temperature (`float`, *optional*, defaults to 0.1):
@@ -285,6 +288,7 @@ class RPNTConfig(PreTrainedConfig):
     label_std: list[float] | None = None
     label_lag: int = 0
     predict_variance: bool = False
+    variance_dof: list[float] | None = None
     contrastive_weight: float | int = 0.1
     contrastive_temperature: float | int = 0.1
     projection_size: int = 64
@@ -395,7 +399,7 @@ class RPNTConfig(PreTrainedConfig):
             )
 
     def _validate_targets(self) -> None:
-        for name in ("target_names", "target_units", "label_mean", "label_std"):
+        for name in ("target_names", "target_units", "label_mean", "label_std", "variance_dof"):
             value = getattr(self, name)
             if value is not None and len(value) != self.num_targets:
                 raise ConfigurationError(
@@ -405,6 +409,12 @@ class RPNTConfig(PreTrainedConfig):
             raise ConfigurationError(
                 f"`label_std` must be above 0 for every target, got {self.label_std}. A target that never "
                 "changes cannot be decoded: leave it out."
+            )
+
+        if self.variance_dof is not None and min(self.variance_dof) <= 2:
+            raise ConfigurationError(
+                f"`variance_dof` must be above 2 for every target, got {self.variance_dof}: with less there "
+                "is no variance."
             )
 
     @classmethod

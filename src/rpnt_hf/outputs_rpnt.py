@@ -62,7 +62,8 @@ class RPNTForMotorDecodingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): With `labels`; see `objectives.behavior_loss`.
         predictions (`torch.FloatTensor` of shape `(batch, bins, num_targets)`): Behaviour in
             `config.target_units`.
-        log_variances (`torch.FloatTensor` of the same shape, *optional*): With `config.predict_variance`.
+        log_variances (`torch.FloatTensor` of the same shape, *optional*): With `config.predict_variance`;
+            of the distributions that `config.variance_dof` shapes.
         hidden_states, attentions, spatial_attentions: As in [`RPNTModelOutput`].
     """
 

@@ -168,7 +168,8 @@ def read_predictions(folder: Path) -> dict[str, NDArray[Any]]:
     Returns:
         `dict[str, np.ndarray]`: `targets` and `predictions` `(bins, targets)` float32, `trials` `(bins,)`
         int64 (one number per test trial), `reach` `(bins,)` bool, `directions` `(bins,)` float64 (radians,
-        NaN where unknown), and `log_variances` where the decoder gives them. Scored test bins only.
+        NaN where unknown), and where the decoder gives them `log_variances`, with `variance_dof`
+        `(targets,)`. Scored test bins only.
     """
     with np.load(folder / PREDICTIONS_FILE) as file:
         return dict(file)
@@ -453,7 +454,10 @@ def _run_ours(run: Run, folder: Path, common: Mapping[str, Any]) -> tuple[dict[s
         "parameters": results["parameters"],
         "validation_r2": results["validation"]["r2"],
     }
-    return facts, _test_bins(splits["test"], decoded, log_variances, skip=model.config.label_lag)
+    predictions = _test_bins(splits["test"], decoded, log_variances, skip=model.config.label_lag)
+    if log_variances is not None and model.config.variance_dof is not None:
+        predictions["variance_dof"] = np.array(model.config.variance_dof)
+    return facts, predictions
 
 
 def _run_unlabelled(

@@ -168,11 +168,13 @@ def _uncertainty(runs: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
     """Negative log-likelihood and coverage of decoders that say how sure they are; else nothing."""
     if not all("log_variances" in values for values in runs):
         return {}
-    from rpnt_hf.evaluation.calibration import coverage, gaussian_nll
+    from rpnt_hf.evaluation.calibration import coverage, negative_log_likelihood
 
     levels = (0.5, 0.8, 0.95)
-    inside = [coverage(v["targets"], v["predictions"], v["log_variances"], levels) for v in runs]
-    nll = [gaussian_nll(v["targets"], v["predictions"], v["log_variances"]) for v in runs]
+    decoded = [(v["targets"], v["predictions"], v["log_variances"]) for v in runs]
+    shapes = [v.get("variance_dof") for v in runs]
+    inside = [coverage(*one, levels, dof) for one, dof in zip(decoded, shapes, strict=True)]
+    nll = [negative_log_likelihood(*one, dof) for one, dof in zip(decoded, shapes, strict=True)]
     means = {
         f"coverage_{round(100 * level)}": float(np.mean([row[level] for row in inside])) for level in levels
     }
@@ -324,7 +326,11 @@ def _calibration(decoders: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str
 
     levels = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
     return {
-        name: list(coverage(v["targets"], v["predictions"], v["log_variances"], levels).items())
+        name: list(
+            coverage(
+                v["targets"], v["predictions"], v["log_variances"], levels, v.get("variance_dof")
+            ).items()
+        )
         for name, v in decoders.items()
     }
 
