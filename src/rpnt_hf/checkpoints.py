@@ -24,12 +24,14 @@ from accelerate.utils import load as load_plain_values
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from .disk import explain_disk_errors
 from .errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["RunFolder", "TrainingProgress", "find_damage", "write_manifest"]
 
+GO_ON = "Checkpoints that are finished stay: go on by `--resume true`."
 CHECKPOINT_NAME = re.compile(r"step_(\d+)")
 UNFINISHED = "unfinished_"
 DAMAGED = "damaged_"
@@ -150,10 +152,18 @@ class RunFolder:
         Args:
             name (`str`): File name inside the folder.
             content: Plain values.
+
+        Raises:
+            CheckpointError: It cannot be written, for example because the disk is full.
         """
         unfinished = self.path / f"{name}.{UNFINISHED}"
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.path / name)
+        with explain_disk_errors(self.path / name, CheckpointError, GO_ON):
+            try:
+                unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                unfinished.replace(self.path / name)
+            except OSError:
+                unfinished.unlink(missing_ok=True)
+                raise
 
     @contextmanager
     def files_together(self) -> Iterator[Path]:
@@ -161,14 +171,23 @@ class RunFolder:
 
         Returns:
             `Iterator[Path]`: A temporary folder inside the folder, removed afterwards.
+
+        Raises:
+            CheckpointError: A file cannot be written, for example because the disk is full.
         """
         unfinished = self.path / f"{UNFINISHED}files"
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
         try:
-            yield unfinished
-            for path in sorted(unfinished.iterdir()):
-                path.replace(self.path / path.name)
+            with explain_disk_errors(self.path, CheckpointError, GO_ON):
+                unfinished.mkdir()
+                yield unfinished
+                for path in sorted(unfinished.iterdir()):
+                    path.replace(self.path / path.name)
+        except SafetensorError as error:  # which names what the disk refused in words only
+            raise CheckpointError(
+                f"The model must be written whole, but it cannot be written to '{self.path}': "
+                f"{str(error).splitlines()[0]}. {GO_ON}"
+            ) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
