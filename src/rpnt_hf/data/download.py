@@ -246,7 +246,6 @@ def _fetch_all(remote: "RemoteDandiset", assets: list[Asset], output_dir: Path, 
         unit="B",
         unit_scale=True,
         desc="Downloading",
-        disable=None,
     ) as bar:
         for asset in assets:
             path = output_dir / asset.path

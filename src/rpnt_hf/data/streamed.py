@@ -328,7 +328,7 @@ class StreamedWindows(WindowDataset):
             else:
                 flat[start:stop, : seen.shape[1]] = seen
         self.first_bin[rows] = starts[:-1]
-        self.observed = flat.any(axis=1)
+        self.observed = np.asarray(flat.any(axis=1))
         several = any(seen is not None and seen.shape[1] > 1 for seen in map(self._observed.get, rows))
         self.site_observed = flat if several else None
 
