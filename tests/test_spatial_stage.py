@@ -17,8 +17,8 @@ def make_config(num_sites, **fields):
     return RPNTConfig.preset("tiny", **(preset | {"mrope_axes": axes()} | fields))
 
 
-def axes():
-    names = {"time": 4, "site_x": 1, "site_y": 1, "site_z": 1}
+def axes(time=4):
+    names = {"time": time, "site_x": 1, "site_y": 1, "site_z": 1}
     return [{"name": name, "num_pairs": pairs} for name, pairs in names.items()]
 
 
@@ -170,7 +170,7 @@ def test_the_preset_has_a_spatial_stage_and_loads_from_a_folder_of_its_name(tmp_
     assert (config.num_spatial_layers, config.hidden_size, config.num_attention_heads) == (2, 384, 12)
     small = RPNTConfig.preset(
         "rpnt-neuropixel", num_units=12, hidden_size=48, intermediate_size=64, num_attention_heads=2,
-        num_hidden_layers=1, mrope_axes=axes(),
+        num_hidden_layers=1, mrope_axes=axes(time=6),
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)
     model = RPNTForPreTraining(small).eval()

@@ -181,6 +181,15 @@ def read_probes(
     """
     recording = read_nwb(path, repair_spikes=repair_spikes, any_unit=True)
     names, positions, intervals = read_site_names(path, sites)
+    if sites == "groups":  # by their location where no two share one, as `read_nwb` has it
+        shown = {
+            name: recording.site_ids[site]
+            for name, site in zip(names, recording.unit_sites.tolist(), strict=True)
+            if name is not None
+        }
+        names = [None if name is None else shown[name] for name in names]
+        positions = {shown[name]: place for name, place in positions.items()}
+        intervals = {shown[name]: found for name, found in intervals.items()}
     notes: list[str] = []
     known = [name for name in dict.fromkeys(names) if name is not None]
     sizes = {name: names.count(name) for name in known}
@@ -260,7 +269,7 @@ def read_site_names(
 
     Args:
         path (`Path`): NWB file.
-        sites (`str`): "groups" (by name), "areas" (location of the electrode, else of its group) or "probes"
+        sites (`str`): "groups", "areas" (location of the electrode, else of its group) or "probes"
             (device of the group).
 
     Returns:
