@@ -191,6 +191,11 @@ def spike_times_not_listed(file, rng):
 
 
 @mutation(REFUSED)
+def units_without_numbers(file, rng):
+    del file["units/id"]
+
+
+@mutation(REFUSED)
 def one_number_for_two_units(file, rng):
     if len(file["units/id"]) < 2:
         return False

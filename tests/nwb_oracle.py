@@ -68,7 +68,7 @@ def has_column(table, name):
 def read_plainly(path):
     """What the file holds, as plain lists."""
     with h5py.File(path, "r") as file:
-        check("units" in file and len(file["units/id"]), "no units")
+        check("units/id" in file and len(file["units/id"]), "no units")
         units = file["units"]
         check(has_column(units, "spike_times"), "no spike times")
         check(units["spike_times"].dtype.kind in REAL and units["spike_times"].ndim == 1, "strange spikes")

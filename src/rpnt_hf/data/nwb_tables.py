@@ -126,7 +126,7 @@ def check_intervals(intervals: np.ndarray, where: str) -> None:
 
 
 def check_columns(file: Any) -> None:
-    """Refuses tables that hold columns which they do not list: pynwb would leave those out in silence.
+    """Refuses tables without ids, or with columns that they do not list: pynwb would pass over both.
 
     Args:
         file (`h5py.File`): An NWB file.
@@ -138,6 +138,10 @@ def check_columns(file: Any) -> None:
         if path not in file:
             continue
         table = file[path]
+        if "id" not in table:  # pynwb would number the rows anew
+            raise RecordingError(
+                f"The table `{name}` must have a column `id`, got none. The file is damaged: fetch it again."
+            )
         listed = {decode_text(column, f"colnames of {name}") for column in table.attrs.get("colnames", ())}
         listed |= {f"{column}_index" for column in listed} | {f"{column}_index_index" for column in listed}
         unlisted = sorted(
