@@ -265,7 +265,10 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     for name in ("build, private MiB", "mapped: private MiB", "streamed: private MiB"):
         label = name.replace("mapped:", "training, mapped,").replace("streamed:", "training, streamed,")
         memory.plot(
-            sessions, [row[name] for row in rows], marker="o", label=label.removesuffix(" private MiB")
+            sessions,
+            [row[name] for row in rows],
+            marker="o",
+            label=label.removesuffix(" private MiB").rstrip(","),
         )
     memory.set(
         xlabel="sessions of a million spikes", ylabel="MiB of one process", xlim=(0, None), ylim=(0, None)

@@ -174,8 +174,7 @@ def pack_shard(shard: Shard, folder: Path) -> dict[str, Any]:
             table = pa.Table.from_batches([opened[1].get_batch(batch)])
             num_rows = sum(map(len, waiting)) + len(table)
             num_bytes = sum(one.nbytes for one in waiting) + table.nbytes
-            # A group may hold up to twice what a batch of one session does, so that few are small.
-            if waiting and (num_rows > ROWS_PER_GROUP or num_bytes > 2 * BYTES_PER_GROUP):
+            if waiting and (num_rows > ROWS_PER_GROUP or num_bytes > BYTES_PER_GROUP):
                 write()
             waiting.append(table)
         write()

@@ -34,7 +34,7 @@ SMALL_COLUMNS = (
     "session_id", "subject_id", "task", "recording_date", "site_ids", "site_positions", "bin_size",
     "start_time", "num_bins", "num_context_bins", "unit_ids", "unit_sites",
 )  # fmt: skip
-GROUPS_IN_MEMORY = 16  # of up to 16 MiB of counts each
+GROUPS_IN_MEMORY = 16  # of up to 8 MiB each, or of one row
 THREADS = 4  # that read ahead
 
 
@@ -308,7 +308,7 @@ class StreamedWindows(WindowDataset):
         self._look_ahead(groups)
         for group in groups:
             self._load(group)
-        while len(self._loaded) > self.sampler.groups_in_memory + len(groups):
+        while len(self._loaded) > max(self.sampler.groups_in_memory, len(groups)):
             self._forget(next(iter(self._loaded)))
         if not self.is_fully_observed[rows].all():
             self._lay_out_observed(rows.tolist())
