@@ -1,18 +1,28 @@
 """The page of `rpnt app`: what its views are made of, and the page itself in a browser."""
 
 import base64
+import contextlib
 import copy
 import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
 import sys
 import time
+import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from nwb_files import reach_file, series
 from nwb_files import write_nwb as write_small_nwb
+from packaging.requirements import Requirement
 from small_corpus import BIN_SIZE, make_recording
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, simulate
@@ -281,7 +291,7 @@ def test_a_stretch_that_was_not_observed_is_refused(recording, decoder):
 
 def test_visitors_get_sessions_of_their_own_whose_files_go_with_them():
     first = Session(allow_folders=False)
-    first.open_simulated(next(iter(SIMULATED)))
+    first.open_recording(next(iter(SIMULATED)))
     second = copy.deepcopy(first)
     assert second.recording is None and second.allow_folders is False
     assert first.folder != second.folder and first.folder.is_dir()
@@ -297,7 +307,7 @@ def test_visitors_get_sessions_of_their_own_whose_files_go_with_them():
 @pytest.mark.parametrize("kind", ["text", "truncated"])
 def test_a_file_that_is_not_nwb_leaves_the_recording_and_no_file(kind, tmp_path):
     session = Session()
-    session.open_simulated(next(iter(SIMULATED)))
+    session.open_recording(next(iter(SIMULATED)))
     before = session.recording
     path = tmp_path / "deep" / "mine.nwb"
     path.parent.mkdir()
@@ -337,7 +347,8 @@ def test_a_page_for_strangers_takes_no_folder(tmp_path):
     for name in (str(folder), "../reference", "~/x", "no-owner"):
         with pytest.raises(CheckpointError, match="Folders are for pages that you start yourself"):
             Session(allow_folders=False).open_checkpoint(name)
-    session = Session(allow_folders=False)
+    session = Session(allow_folders=False, offered=[str(folder)])
+    session.open_checkpoint(str(folder))  # but one that the page itself offers
     session.open_checkpoint(BUNDLED_DECODER)
     with pytest.raises(CheckpointError, match="got nothing"):
         session.open_checkpoint(" ")
@@ -346,7 +357,7 @@ def test_a_page_for_strangers_takes_no_folder(tmp_path):
 
 def test_the_bundled_decoder_knows_the_first_recording_that_is_offered():
     session = Session()
-    session.open_simulated(next(iter(SIMULATED)))
+    session.open_recording(next(iter(SIMULATED)))
     session.open_checkpoint(BUNDLED_DECODER)
     assert session.obstacle() is None
     scores = session.scores()
@@ -409,6 +420,50 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else found(name))
     assert main(["app", "--no-browser"]) == 2
     assert "pip install 'rpnt_hf[app]'" in capsys.readouterr().err
+
+
+def test_the_space_names_what_is_there_and_a_gradio_that_the_extra_allows(repository):
+    head = yaml.safe_load((repository / "space" / "README.md").read_text().split("---")[1])
+    assert head["sdk"] == "gradio" and (repository / "space" / head["app_file"]).is_file()
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    (gradio,) = project["optional-dependencies"]["app"]
+    assert Requirement(gradio).specifier.contains(head["sdk_version"])
+    requirement = Requirement((repository / "space" / "requirements.txt").read_text().splitlines()[-1])
+    assert requirement.name == project["name"] and "app" in requirement.extras
+    assert len(head["short_description"]) <= 60  # the Hub refuses longer ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["command", "space"])
+def test_it_is_served_until_it_is_interrupted(kind, repository):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "rpnt_hf.cli", "app", "--no-browser", "--json", "--port", str(port)]
+    if kind == "space":
+        command = [str(repository / "space" / "app.py")]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "PORT": str(port), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                assert "rpntDrawing" in answer.read().decode()
+                break
+        else:
+            pytest.fail("the page did not answer")
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    if kind == "command":
+        assert json.loads(printed.splitlines()[0]) == {"address": f"http://127.0.0.1:{port}/"}
+        assert process.returncode == 130
 
 
 # In a browser
@@ -513,6 +568,16 @@ def upload(page, path):
     with page.expect_file_chooser() as chosen:
         page.click("#upload")
     chosen.value.set_files(str(path))
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_too_large_is_refused_and_the_page_goes_on(page, tmp_path):
+    large = tmp_path / "large.nwb"
+    large.write_bytes(bytes(6_000_000))
+    upload(page, large)
+    page.wait_for_selector(".toast-body", timeout=20_000)
+    assert "size" in page.inner_text(".toast-body").lower()
+    assert "R2, new bins" in decode(page)
 
 
 @pytest.mark.slow

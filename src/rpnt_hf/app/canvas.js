@@ -360,7 +360,7 @@
     function draw() {
       if (!surface.fit()) return;
       const { ctx, width } = surface, c = colors();
-      if (!view || !view.maps) { empty(surface, (view && view.message) || "One site: nothing to connect."); return; }
+      if (!view || !view.maps) { empty(surface, (view && view.message) || "Choose this tab again to draw it."); return; }
       const narrow = width < 640, each = narrow ? width : width / view.maps.length;
       view.maps.forEach((map, index) => {
         const ox = narrow ? 0 : index * each, oy = narrow ? index * 330 : 0, n = map.sites.length;

@@ -6,7 +6,6 @@ between them. Nothing is fetched from elsewhere: no telemetry, no fonts, no scri
 
 import functools
 import inspect
-import logging
 import math
 import os
 import shutil
@@ -27,7 +26,7 @@ from rpnt_hf.processing_rpnt import METADATA_AXES
 from .finetuning import SCRATCH, init_for_training, pack_decoder, start_training
 from .live import SPEEDS, decode_live
 from .probe import UNKNOWN, active_axes, attention_view, axis_range, metadata_view, probe_window
-from .session import BUNDLED_DECODER, SIMULATED, Session
+from .session import SIMULATED, Session
 from .sites import connectivity_maps, sites_view
 from .views import (
     default_series,
@@ -48,8 +47,6 @@ from .words import (
     tiles,
     training_view,
 )
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["DEFAULT_MAX_UPLOAD", "launch", "make_page"]
 
@@ -86,11 +83,11 @@ class _Page:
         self, blocks: gr.Blocks, checkpoints: Sequence[str], allow_folders: bool, max_steps: int
     ) -> None:
         self.blocks = blocks
-        self.offered = list(checkpoints)
         self.max_steps = max_steps
-        self.session = gr.State(Session(allow_folders), delete_callback=Session.close)
+        visitor = Session(allow_folders, checkpoints)
+        self.session = gr.State(visitor, delete_callback=Session.close)  # each visitor gets a new one
         gr.HTML(HEAD, apply_default_css=False)
-        self._lay_out_choice()
+        self._lay_out_choice(visitor)
         with gr.Tabs():
             with gr.Tab("Decode", id="decode", render_children=True):
                 self._lay_out_decoding()
@@ -109,7 +106,7 @@ class _Page:
 
     # Layout
 
-    def _lay_out_choice(self) -> None:
+    def _lay_out_choice(self, visitor: Session) -> None:
         with gr.Row(equal_height=True):
             self.recording = gr.Dropdown(
                 list(SIMULATED),
@@ -121,9 +118,10 @@ class _Page:
             )
             self.upload = gr.UploadButton("Upload NWB file", scale=2, min_width=150, elem_id="upload")
             self.checkpoint = gr.Dropdown(
-                list(dict.fromkeys([*self.offered, BUNDLED_DECODER])),
-                value=(self.offered or [BUNDLED_DECODER])[0],
-                label="Decoder: bundled, OWNER/NAME on the Hub, or a folder",
+                visitor.checkpoints(),
+                value=visitor.checkpoints()[0],
+                label="Decoder, or OWNER/NAME on the Hub"
+                + (", or a folder" if visitor.allow_folders else ""),
                 allow_custom_value=True,
                 scale=5,
                 min_width=300,
@@ -302,12 +300,12 @@ class _Page:
     # Recording and decoder
 
     def _open(self, session: Session, recording: str, checkpoint: str) -> Updates:
-        session.open_simulated(recording)
+        session.open_recording(recording)
         session.open_checkpoint(checkpoint)
         return self._refresh(session)
 
     def _choose_recording(self, session: Session, name: str) -> Updates:
-        session.open_simulated(name)
+        session.open_recording(name)
         return self._refresh(session)
 
     def _upload(self, session: Session, path: str) -> Updates:
@@ -542,7 +540,7 @@ class _Page:
         yield {
             **self._refresh(session),
             self.message: note(f"'{name}' is used on this page now. Press Decode to see it.", "good"),
-            self.checkpoint: gr.update(choices=session.checkpoints(self.offered), value=name),
+            self.checkpoint: gr.update(choices=session.checkpoints(), value=name),
             self.training: done,
             self.outcome: text(describe_outcome(results)),
             self.download: gr.update(value=str(packed), interactive=True),

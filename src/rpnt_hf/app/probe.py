@@ -176,7 +176,7 @@ def attention_view(
     weights, anchors = lag_map(probe, layer, head, site)
     full = weights[:, probe.window - 1 :] if weights.shape[1] >= probe.window else weights
     scale = float(np.quantile(weights[weights > 0], 0.995)) if (weights > 0).any() else 1.0
-    view = {
+    return {
         "start": probe.start,
         "bin_size": probe.bin_size,
         "bins": weights.shape[1],
@@ -188,14 +188,8 @@ def attention_view(
         "anchor_share": float(anchors.sum(axis=0).mean()),
         "movement": packed(_speed(probe), "<f4"),
         "site": site_names[site],
-        "spatial": None,
         "model_ms": 1000 * probe.model_seconds,
     }
-    if probe.spatial is not None and num_sites > 1:
-        averaged = probe.spatial.mean(axis=(0, 1))  # layers and heads
-        view["spatial"] = {"sites": site_names, "weights": averaged[:, probe.num_anchors :].tolist(),
-                           "anchors": averaged[:, : probe.num_anchors].sum(axis=1).tolist()}  # fmt: skip
-    return view
 
 
 def _speed(probe: Probe) -> NDArray[np.float64]:

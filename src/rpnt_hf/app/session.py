@@ -48,10 +48,13 @@ class Session:
     Args:
         allow_folders (`bool`, *optional*, defaults to `True`): Whether a checkpoint may be a folder of the
             machine that serves the page; otherwise only bundled ones and those of the Hub.
+        offered (`Sequence[str]`, *optional*, defaults to `()`): Checkpoints that the page offers, which may
+            be folders in any case.
     """
 
-    def __init__(self, allow_folders: bool = True) -> None:
+    def __init__(self, allow_folders: bool = True, offered: Sequence[str] = ()) -> None:
         self.allow_folders = allow_folders
+        self.offered = list(offered)
         self.lock = threading.RLock()
         self.recording: Recording | None = None
         self.recording_name = ""
@@ -68,7 +71,7 @@ class Session:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
         """Gives a visitor an empty session of their own: Gradio copies the initial one for each."""
-        return Session(self.allow_folders)
+        return Session(self.allow_folders, self.offered)
 
     @property
     def folder(self) -> Path:
@@ -86,8 +89,8 @@ class Session:
             self._folder.cleanup()
             self._folder = None
 
-    def open_simulated(self, name: str) -> None:
-        """Takes one of the simulated recordings, or the uploaded one again.
+    def open_recording(self, name: str) -> None:
+        """Takes one of the recordings that are offered: simulated, or uploaded before.
 
         Args:
             name (`str`): A key of `SIMULATED`, or the name under which a file was uploaded.
@@ -152,7 +155,8 @@ class Session:
                 "CHECKPOINT must be a bundled decoder, a folder, or OWNER/NAME on the Hub, got nothing."
             )
         place: str | Path = self.trained.get(name, name)
-        if not self.allow_folders and place == name and find_reference_checkpoint(name) is None:
+        is_known = name in self.trained or name in self.offered or find_reference_checkpoint(name) is not None
+        if not self.allow_folders and not is_known:
             repo_id = name.partition("@")[0]
             if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")) or Path(name).exists():
                 raise CheckpointError(
@@ -206,13 +210,10 @@ class Session:
                 self._decoded = decode_recording(model, processor, recording)
         return score_table(self._decoded)
 
-    def checkpoints(self, offered: Sequence[str] = ()) -> list[str]:
+    def checkpoints(self) -> list[str]:
         """Lists the decoders that this visitor can choose by name.
 
-        Args:
-            offered (`Sequence[str]`, *optional*, defaults to `()`): What the page offers to everybody.
-
         Returns:
-            `list[str]`: Those, the bundled one, and those trained here.
+            `list[str]`: Those trained here, those that the page offers, and the bundled one.
         """
-        return list(dict.fromkeys([*self.trained, *offered, BUNDLED_DECODER]))
+        return list(dict.fromkeys([*self.trained, *self.offered, BUNDLED_DECODER]))

@@ -16,7 +16,17 @@ from numpy.typing import ArrayLike, NDArray
 from rpnt_hf.data.nwb import BehaviorSeries, Recording
 from rpnt_hf.errors import InputError
 
-__all__ = ["describe_scores", "packed", "recording_facts", "recording_window", "restarts", "site_rows"]
+__all__ = [
+    "default_series",
+    "describe_scores",
+    "facts_html",
+    "observed_span",
+    "packed",
+    "recording_facts",
+    "recording_window",
+    "restarts",
+    "site_rows",
+]
 
 MAX_SPIKES = 400_000
 MAX_SAMPLES = 1_500
