@@ -50,7 +50,7 @@ class Victim:
     def read_log(self):
         *lines, self.tail = (self.tail + self.reader.read()).split(b"\n")
         for line in lines:
-            if found := re.match(rb"(?:step|epoch) (\d+)  loss ", line):
+            if found := re.search(rb"(?:step|epoch) (\d+)  loss ", line):
                 self.steps.append(int(found[1]))
 
     def wait(self, is_due, timeout=120):

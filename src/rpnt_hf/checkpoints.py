@@ -214,6 +214,7 @@ class RunFolder:
         if accelerator.is_main_process:
             for leftover in self.checkpoints.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(leftover)
+            unfinished.mkdir()
         accelerator.wait_for_everyone()
         try:
             accelerator.save_state(str(unfinished))

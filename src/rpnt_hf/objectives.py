@@ -4,6 +4,8 @@ Losses are sums divided by counts over all processes, so that two processes with
 with all of it. Not here: the bits-per-spike score, which is in `metrics.py`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, distributed
@@ -81,11 +83,24 @@ def draw_masks(
     return masked_bins, masked_units
 
 
-def _gathered(tensor: Tensor) -> Tensor:
-    """Rows of all processes, own gradient kept; other processes must bring the same number of rows."""
-    from torch.distributed.nn.functional import all_gather
+class _Gathered(torch.autograd.Function):
+    """Rows of all processes; each gets back the gradient that all of them have for its own rows.
 
-    return torch.cat(all_gather(tensor))
+    Processes must bring the same number of rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        own = own.contiguous()
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def _is_distributed() -> bool:
@@ -167,7 +182,7 @@ def site_contrastive(embeddings: Tensor, identities: Tensor, temperature: float)
         distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
         missing = int(most) - len(own)
         own, identities = F.pad(own, (0, 0, 0, missing)), F.pad(identities, (0, missing), value=-100)
-        everyone, everyone_identities = _gathered(own), _gathered(identities)
+        everyone, everyone_identities = _Gathered.apply(own), _Gathered.apply(identities)
         first = distributed.get_rank() * len(own)
     rows = torch.arange(len(own), device=own.device)
     itself = rows[:, None] + first == torch.arange(len(everyone), device=own.device)[None]
