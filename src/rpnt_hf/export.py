@@ -41,6 +41,7 @@ from .errors import CheckpointError, ConfigurationError, DatasetError, closest_n
 from .export_offline import OfflineDecoder
 from .modeling_rpnt import RPNTForMotorDecoding
 from .processing_rpnt import RPNTProcessor
+from .progress import progress_bar
 from .streaming import StreamingDecoder
 from .streaming_onnx import build_step_graph, find_obstacle, make_session
 from .streaming_step import StepRows, StepState, StreamingStep, push_rows
@@ -110,21 +111,27 @@ def export_decoder(
     num_bins = min(4 * decoder.window, MOST_BINS, decoder.max_bins or MOST_BINS)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary,
+        progress_bar(total=4, desc="Exporting", unit="part") as bar,
+    ):
         unfinished = Path(temporary) / folder.name
         unfinished.mkdir()
         initial: dict[str, Any] = _initial_inputs(decoder, per_layer=format == "onnx")
         np.savez(unfinished / "step_state.npz", **initial)
         if format == "onnx":
             step = _write_onnx_step(decoder, description, unfinished)
+            bar.update()
             offline = _write_onnx_offline(decoder, description, unfinished)
         else:
             step = _write_torch_step(decoder, description, unfinished)
+            bar.update()
             offline = _write_torch_offline(decoder, description, unfinished)
-        report = {
-            "offline": _compare_offline(offline, decoder, processor, session_id, num_bins),
-            "step": _compare_step(step, decoder, processor, session_id, num_bins),
-        }
+        bar.update()
+        report = {"offline": _compare_offline(offline, decoder, processor, session_id, num_bins)}
+        bar.update()
+        report["step"] = _compare_step(step, decoder, processor, session_id, num_bins)
+        bar.update()
         for part, figures in report.items():
             if not figures["parity"] <= PARITY:
                 raise CheckpointError(
