@@ -128,6 +128,7 @@ def measure_decoding(options: argparse.Namespace) -> None:
                     "bins": turns[0][1],
                     "first (s)": seconds[0],
                     "median (s)": statistics.median(seconds),
+                    "longest (s)": max(seconds),
                     "target (s)": DECODE_TARGET,
                 }
             )
