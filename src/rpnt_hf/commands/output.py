@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """How commands say what they found: text for people, one line of JSON for programs, tables in files."""
 
 import argparse
