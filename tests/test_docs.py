@@ -208,6 +208,12 @@ def test_the_navigation_of_the_site_lists_every_page() -> None:
     assert sorted(listed) == sorted([*there, "changelog.md", "contributing.md"])
 
 
+def test_targets_of_make_that_pages_mention_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
+
+
 def test_every_command_has_a_line_in_the_documentation() -> None:
     text = "".join((ROOT / page).read_text() for page in PAGES)
     assert [name for name in list_commands() if f"rpnt {name}" not in text] == []
