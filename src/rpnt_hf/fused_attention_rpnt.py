@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-SHORT_WINDOW = 128  # up to this length scores are kept for the backward pass, and a GPU takes a dense mask
+SHORT_WINDOW = 128  # up to this length a GPU takes a dense mask
+KEPT_BINS = 256  # up to this length scores are kept for the backward pass, beyond it they are made again
 QUERY_BLOCK = 64  # queries per block of scores; no sequence of more than twice as many sees a T x T tensor
 SPARSE_TILE = 128  # queries and keys per tile of flex attention
 CHUNK = 2**19  # scores that a thread works on at once: a few of these fit into its cache
@@ -121,9 +122,9 @@ def _add_keys_of(total: Tensor, part: Tensor, block: _Block, num_anchors: int) -
     total[block.heads, first : num_anchors + block.keys.stop] += part
 
 
-def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int) -> Tensor:
+def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int, scale: float) -> Tensor:
     """Scores of a block: `S'[t, u] = sum_ij w_t[i, j] S[t - i, u - j]`; anchors take `sum_j w`."""
-    weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop]
+    weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop] * scale
     by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
     num_keys = raw.shape[-1]
     scores = raw[:, block.queries.start - block.raw_start :] * by_tap[0][0]
@@ -142,11 +143,17 @@ def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int) -> Ten
 
 
 def _smooth_backward(
-    grad_scores: Tensor, raw: Tensor, kernel: Tensor, grad_kernel: Tensor, block: _Block, num_anchors: int
+    grad_scores: Tensor,
+    raw: Tensor,
+    kernel: Tensor,
+    grad_kernel: Tensor,
+    block: _Block,
+    num_anchors: int,
+    scale: float,
 ) -> Tensor:
-    """Gradient of the raw scores; that of the kernels is added in its place."""
+    """Gradient of the raw scores; that of the scaled kernels is added in its place."""
     bins = slice(block.queries.start, block.queries.stop)
-    weights = kernel[block.heads, :, :, bins]
+    weights = kernel[block.heads, :, :, bins] * scale
     by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
     num_keys = raw.shape[-1]
     lead = block.queries.start - block.raw_start
@@ -197,12 +204,17 @@ class _BlockAttention(torch.autograd.Function):
         output = value.new_empty(num_heads, num_bins, value.shape[-1])
         kept = []
         ctx.blocks = list(_blocks(num_heads, num_bins, num_anchors, taps, window))
-        ctx.options = (num_anchors, window, num_bins <= SHORT_WINDOW)
+        scale = 1 / math.sqrt(query.shape[-1])
+        ctx.options = (num_anchors, window, scale, num_bins <= KEPT_BINS)
         for block in ctx.blocks:
             bins = slice(block.queries.start, block.queries.stop)
             raw, weights = _BlockAttention.weights(block, query, key, kernel, key_bias, ctx.options)
-            output[block.heads, bins] = torch.bmm(weights, _keys_of(value, block, num_anchors))
-            if ctx.options[2]:
+            values = _keys_of(value, block, num_anchors)
+            if len(block.queries) == num_bins:
+                torch.bmm(weights, values, out=output[block.heads])
+            else:
+                output[block.heads, bins] = torch.bmm(weights, values)
+            if ctx.options[3]:
                 kept += [raw, weights]
         ctx.save_for_backward(query, key, value, kernel, key_bias, output, *kept)
         return output
@@ -214,27 +226,28 @@ class _BlockAttention(torch.autograd.Function):
         key: Tensor,
         kernel: Tensor | None,
         key_bias: Tensor | None,
-        options: tuple[int, int | None, bool],
+        options: tuple[int, int | None, float, bool],
     ) -> tuple[Tensor, Tensor]:
         """Raw scores of a block (the backward pass of kernels needs them), and the weights of its queries."""
-        num_anchors, window, _ = options
+        num_anchors, window, scale, _ = options
         queries = query[block.heads, block.raw_start : block.queries.stop]
         keys = _keys_of(key, block, num_anchors)
         raw = torch.bmm(queries, keys.transpose(1, 2))
-        scores = raw if kernel is None else _smooth(raw, kernel, block, num_anchors)
+        # Kernels are smaller than scores, so the scale goes there.
+        scores = raw.mul_(scale) if kernel is None else _smooth(raw, kernel, block, num_anchors, scale)
         # Causality bites in the last columns alone.
         edge = 0 if window is not None else block.queries.start
         allowed = _allowed_keys(block.queries, block.keys, num_anchors, window, query.device)[:, edge:]
         scores[..., edge:] += torch.where(allowed, 0.0, MASKED)
         if key_bias is not None:
             scores += _keys_of(key_bias, block, num_anchors).transpose(1, 2)
-        weights = scores.softmax(dim=-1)
+        weights = torch.softmax(scores, dim=-1, out=scores)
         return weights if kernel is None else raw, weights
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, kernel, key_bias, output, *kept = ctx.saved_tensors
-        num_anchors, _, keeps = ctx.options
+        num_anchors, _, scale, keeps = ctx.options
         # The first blocks may hold all queries, or reach all keys: then they write what others add to.
         holds_all, reaches_all = (part == range(query.shape[1]) for part in ctx.blocks[0][:2])
         grad_query = torch.empty_like(query) if holds_all else torch.zeros_like(query)
@@ -253,8 +266,10 @@ class _BlockAttention(torch.autograd.Function):
             row_sums = (grad_mixed * output[block.heads, bins]).sum(dim=-1, keepdim=True)
             values = _keys_of(value, block, num_anchors)
             grad_raw = torch.bmm(grad_mixed, values.transpose(1, 2)).sub_(row_sums).mul_(weights)
-            if kernel is not None and grad_kernel is not None:
-                grad_raw = _smooth_backward(grad_raw, raw, kernel, grad_kernel, block, num_anchors)
+            if kernel is None or grad_kernel is None:
+                grad_raw.mul_(scale)
+            else:
+                grad_raw = _smooth_backward(grad_raw, raw, kernel, grad_kernel, block, num_anchors, scale)
             if holds_all:
                 torch.bmm(grad_raw, keys, out=grad_query[block.heads])
             else:
@@ -265,6 +280,8 @@ class _BlockAttention(torch.autograd.Function):
                 else:
                     part = torch.bmm(first.transpose(1, 2), second)
                     _add_keys_of(total, part, block, num_anchors)
+        if grad_kernel is not None:
+            grad_kernel.mul_(scale)
         return grad_query, grad_key, grad_value, grad_kernel, *[None] * 3
 
 
@@ -278,11 +295,9 @@ def _attend_on_blocks(
     window: int | None,
 ) -> Tensor:
     """Smooths blocks of scores: a pass per tap in cache costs less than wider queries and keys."""
-    shape, scale = value.shape, 1 / math.sqrt(query.shape[-1])
-    if kernel is None:
-        query = at_least_fp32(query) * scale
-    else:  # kernels are smaller than queries
-        kernel = (at_least_fp32(kernel).movedim(-3, -1) * scale).flatten(0, 1).contiguous()
+    shape = value.shape
+    if kernel is not None:
+        kernel = at_least_fp32(kernel).movedim(-3, -1).flatten(0, 1).contiguous()
     key_bias = None
     if key_mask is not None:
         key_bias = torch.zeros(key_mask.shape, device=value.device).masked_fill_(~key_mask, MASKED)
