@@ -104,12 +104,13 @@ def _unit_ids(units):
 
 
 def _sites(file):
-    """The group name of each unit's first electrode, None where it has none."""
+    """The group of each unit's first electrode, by a number; None where it has none."""
     units = file["units"]
     electrodes = file.get("general/extracellular_ephys/electrodes")
     if electrodes is None or not has_column(units, "electrodes"):
         return None
-    groups = [file[reference].name.split("/")[-1] for reference in electrodes["group"][()]]
+    places = [file[reference] for reference in electrodes["group"][()]]
+    groups = [places.index(place) for place in places]  # where names are damaged, places are the same
     found = []
     for row in rows_of(units, "electrodes"):
         for electrode in row:

@@ -22,6 +22,7 @@ import pandas as pd
 from rpnt_hf.data.nwb_tables import (
     check_columns,
     check_intervals,
+    check_objects,
     check_tables,
     decode_text,
     read_array,
@@ -355,6 +356,7 @@ def read_nwb(path: str | Path, repair_spikes: bool = False, any_unit: bool = Fal
     try:
         with warnings.catch_warnings(record=True) as caught, h5py.File(path, "r") as file:
             warnings.simplefilter("always")
+            check_objects(file)
             check_columns(file)
             date = _read_date(file)
             with pynwb.NWBHDF5IO(file=file, mode="r", load_namespaces=True) as io:

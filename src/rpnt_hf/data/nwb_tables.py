@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "check_columns",
     "check_intervals",
+    "check_objects",
     "check_tables",
     "decode_text",
     "intersect_intervals",
@@ -122,6 +123,52 @@ def check_intervals(intervals: np.ndarray, where: str) -> None:
         raise RecordingError(
             f"`obs_intervals` must be finite, sorted, not overlap and not be empty, got {len(intervals)} "
             f"intervals that break this {where}. Merge or sort them."
+        )
+
+
+def check_objects(file: Any) -> None:
+    """Refuses a file with objects that cannot be opened, or with text of a type that crashes HDF5.
+
+    pynwb takes an object that cannot be opened for a broken link and goes on without it. An attribute whose
+    type was damaged from text to a list of bytes, which NWB has nowhere, ends the process when it is read.
+
+    Args:
+        file (`h5py.File`): An NWB file.
+
+    Raises:
+        RecordingError: If there is one.
+    """
+    import h5py
+
+    groups, seen = [file], set()
+    while groups:
+        item = groups.pop()
+        for attribute in item.attrs:
+            _check_type(h5py.h5a.open(item.id, attribute.encode()).get_type(), f"{item.name}@{attribute}")
+        if isinstance(item, h5py.Dataset):
+            _check_type(item.id.get_type(), str(item.name))
+            continue
+        for name in item:
+            if not isinstance(item.get(name, getlink=True), h5py.HardLink):
+                continue
+            child = item.get(name)
+            if child is None:
+                raise RecordingError(
+                    f"`{item.name}/{name}` must be an object that can be opened, got one that cannot. The "
+                    "file is damaged: fetch it again."
+                )
+            if child.id not in seen:  # a damaged link can lead back to a group that leads to it
+                seen.add(child.id)
+                groups.append(child)
+
+
+def _check_type(kind: Any, what: str) -> None:
+    """Refuses lists of bytes, for which libhdf5 takes damaged text."""
+    import h5py
+
+    if kind.get_class() == h5py.h5t.VLEN and kind.get_super().get_size() == 1:
+        raise RecordingError(
+            f"`{what}` must be text or numbers, got a list of bytes. The file is damaged: fetch it again."
         )
 
 
