@@ -3,6 +3,10 @@
 What is changed: `nwb_mutations.py` and `nwb_behavior_mutations.py`, which register their functions here.
 """
 
+import random
+import uuid
+from unittest import mock
+
 import h5py
 import numpy as np
 import pynwb
@@ -182,11 +186,17 @@ def make_string(value):
 
 
 def write_versions(folder):
-    """The base files with and without the schema that pynwb stores in them."""
-    bases = write_bases(folder)
-    for name, path in list(bases.items()):
-        lean = folder / f"lean-{name}.nwb"
-        with pynwb.NWBHDF5IO(str(path), "r") as source, pynwb.NWBHDF5IO(str(lean), "w") as target:
-            target.export(src_io=source, cache_spec=False)
-        bases[f"lean-{name}"] = lean
+    """The base files with and without the schema that pynwb stores in them; the same bytes at every call."""
+    rng = random.Random(0)
+
+    def identifier():
+        return uuid.UUID(int=rng.getrandbits(128))
+
+    with mock.patch("hdmf.container.uuid4", identifier):
+        bases = write_bases(folder)
+        for name, path in list(bases.items()):
+            lean = folder / f"lean-{name}.nwb"
+            with pynwb.NWBHDF5IO(str(path), "r") as source, pynwb.NWBHDF5IO(str(lean), "w") as target:
+                target.export(src_io=source, cache_spec=False)
+            bases[f"lean-{name}"] = lean
     return bases

@@ -41,7 +41,7 @@ def write_nwb(
 
     `modules` has the contents of further processing modules by their names.
     """
-    nwbfile = pynwb.NWBFile("a test", path.stem, START, session_id=session_id)
+    nwbfile = pynwb.NWBFile("a test", path.stem, START, session_id=session_id, file_create_date=START)
     if subject_id:
         nwbfile.subject = pynwb.file.Subject(subject_id=subject_id, species="Macaca mulatta", age="P5Y")
     device = nwbfile.create_device("array")

@@ -7,6 +7,7 @@ here is that a reading equals what plain h5py reads from that same damaged file,
 import shutil
 import traceback
 
+import h5py
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from nwb_worker import BIN_SIZE, Worker, judge
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor
 from rpnt_hf.cli import main
 from rpnt_hf.data.nwb import read_nwb
+from rpnt_hf.errors import RecordingError
 
 FINE = ("read", "refused")
 
@@ -249,3 +251,29 @@ def test_commands_work_or_refuse_in_one_line_and_leave_nothing(bases, decoder, t
 @pytest.mark.slow
 def test_commands_work_or_refuse_on_hundreds_of_files(bases, decoder, tmp_path, tally):
     assert not failures_of_commands(bases, decoder, tmp_path, tally, range(300))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["units/id", "units/electrodes_index", "units/obs_intervals", "intervals/trials", "general/subject",
+     "general/session_id", "processing/behavior/force", "acquisition/lever/data"],
+)  # fmt: skip
+def test_an_object_that_cannot_be_opened_is_no_broken_link(bases, tmp_path, name):
+    """pynwb leaves such an object out and goes on."""
+    content = bytearray(bases["lean-full"].read_bytes())
+    with h5py.File(bases["lean-full"]) as file:
+        where = h5py.h5g.get_objinfo(file[name].id).objno[0]
+    content[where] ^= 0x80  # the version of the object's header
+    (tmp_path / "a.nwb").write_bytes(bytes(content))
+    with pytest.raises(RecordingError, match=r"an object that can be opened, got one that cannot|got none"):
+        read_nwb(tmp_path / "a.nwb")
+
+
+def test_text_of_a_damaged_type_does_not_end_the_process(bases, tmp_path, worker):
+    """One bit makes variable text into a list of bytes, which libhdf5 2.0.0 crashes on."""
+    content = bases["lean-bare"].read_bytes()
+    text = b"namespace".ljust(16, b"\0") + b"\x19\x01"
+    assert text in content
+    (tmp_path / "a.nwb").write_bytes(content.replace(text, text[:-1] + b"\x05", 1))
+    verdict, why = worker.judge(tmp_path / "a.nwb")
+    assert verdict == "refused" and "must be text or numbers, got a list of bytes" in why
