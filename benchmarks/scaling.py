@@ -216,6 +216,31 @@ def sweep_sessions(options: argparse.Namespace) -> None:
     draw(options.out / "scaling.png", rows)
 
 
+PLAN = """
+import json, sys, time
+from rpnt_hf.data.sampling import WindowSampler
+number = int(sys.argv[1])
+row = {"num_bins": 126_000, "num_context_bins": 0}  # 70 % of an hour at 20 ms
+rows = [{**row, "session_id": f"session {i}"} for i in range(number)]
+sampler = WindowSampler(rows, 100, 2048, pairs=True)
+began = time.process_time()
+batches = sampler.batches(0)
+print(json.dumps([time.process_time() - began, sum(map(len, batches))]))
+"""
+
+
+def measure_plans(options: argparse.Namespace) -> None:
+    """Time and memory of the plan of an epoch, which every process makes of the whole corpus."""
+    rows = []
+    for number in (10, 100) if options.quick else (100, 1000, 10_000):
+        text, watcher = run_watched(PLAN, number)
+        seconds, windows = json.loads(text)
+        facts = {"million windows": windows / 1e6, "processor s": seconds}
+        rows.append({"sessions of an hour": number, **facts, "private MiB": watcher.private_mib})
+    print_table("The plan of an epoch: windows of 2 s, batches of 2048", rows)
+    save_results(options.out, "scaling_plans", rows)
+
+
 def measure_rates(options: argparse.Namespace) -> None:
     """Rate at which windows come from mapped and from streamed rows of one process, without a model."""
     seconds, epochs = (100.0, 1) if options.quick else (500.0, 3)
@@ -280,7 +305,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-PARTS = {"sessions": sweep_sessions, "rates": measure_rates}
+PARTS = {"sessions": sweep_sessions, "rates": measure_rates, "plans": measure_plans}
 
 
 def main() -> None:

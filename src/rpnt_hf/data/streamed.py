@@ -34,6 +34,12 @@ SMALL_COLUMNS = (
     "session_id", "subject_id", "task", "recording_date", "site_ids", "site_positions", "bin_size",
     "start_time", "num_bins", "num_context_bins", "unit_ids", "unit_sites",
 )  # fmt: skip
+NOT_STREAMED: dict[str, Any] = {
+    "behavior_names": [],
+    "behavior_units": [],
+    "trials": [],
+    "behavior": b"",
+}
 GROUPS_IN_MEMORY = 16  # of up to 8 MiB each, or of one row
 THREADS = 4  # that read ahead
 
@@ -69,8 +75,7 @@ def _small_columns(file: tuple[str, int]) -> list[dict[str, Any]]:
             for index, row in enumerate(table.to_pylist()):
                 if rows:  # rows of a session share their lists
                     row = {name: rows[-1][name] if rows[-1][name] == row[name] else row[name] for name in row}
-                nothing = {"behavior_names": [], "behavior_units": [], "trials": [], "behavior": b""}
-                rows.append(row | nothing | {"place": (url, size, group, index)})
+                rows.append(row | NOT_STREAMED | {"place": (url, size, group, index)})
     return rows
 
 
