@@ -23,7 +23,8 @@ from rpnt_hf.evaluation.cross_site import METHODS, compare_arms, evaluate_cross_
 BIN_SIZE = 0.05
 SIZE = {
     "num_sites": 24, "num_controls": 0, "num_units": 16, "num_trials": 80, "simultaneous": False,
-    "local": 0.3, "common": 0.0, "depth": 0.7, "private": 0.2, "smoothness": 2.0, "spread": 6.0,
+    "local": 0.2, "common": 0.0, "depth": 1.0, "private": 0.2, "smoothness": 3.0, "spread": 6.0,
+    "median_rate": 20.0,
 }  # fmt: skip
 QUICK = {**SIZE, "num_sites": 3, "num_trials": 20}
 

@@ -31,14 +31,14 @@ from rpnt_hf.data.simulate_sites import SimulatedSites, simulate_sites
 from rpnt_hf.scripts import find_script, load_script
 
 BIN_SIZE = 0.02
-SIZE = {"num_sites": 10, "num_controls": 2, "num_units": 16, "num_trials": 240, "density": 0.3}
+SIZE = {"num_sites": 10, "num_controls": 2, "num_units": 32, "num_trials": 240, "density": 0.3}
 QUICK = {"num_sites": 4, "num_controls": 1, "num_units": 6, "num_trials": 40, "density": 1.0}
 
 
 def pretrain(simulated: SimulatedSites, folder: Path, seed: int, epochs: int | None) -> float:
     """Goes the whole way from NWB files to a checkpoint; gives validation bits per spike."""
     simulated.write(folder / "nwb")
-    config = BuilderConfig(BIN_SIZE, proportions=(0.6, 0.1, 0.3), seed=seed)
+    config = BuilderConfig(BIN_SIZE, proportions=(0.5, 0.1, 0.4), seed=seed)
     build_dataset(find_nwb_files(folder / "nwb"), folder / "data", config)
     argv = ["--config", str(find_script("training/configs/neuropixel_tiny_pretrain.yaml"))]
     argv += ["--data", str(folder / "data"), "--output_dir", str(folder / "model"), "--seed", str(seed)]

@@ -135,7 +135,9 @@ def test_a_site_is_left_out_and_decoded_in_every_way(days, tmp_path):
     fields |= {"mrope_axes": [{"name": "time", "num_pairs": 2}, {"name": "site_x", "num_pairs": 1}]}
     common = {"preset": "tiny", "num_slots": 4, "window_bins": 20, "epochs": 1}
     (folder / "own_pretrain.yaml").write_text(yaml.safe_dump({**common, "model": fields, "batch_size": 4}))
-    (folder / "own_finetune.yaml").write_text(yaml.safe_dump({**common, "batch_size": 4}))
+    (folder / "own_finetune.yaml").write_text(
+        yaml.safe_dump({**common, "batch_size": 4, "validate_every": 1})
+    )
     (folder / "own_comparators.yaml").write_text("{}\n")
     target = next(iter(list_sites(days))).name
     options = {"recipe": f"{folder}/own", "targets": [target], "amounts": ["10%"], "min_steps": 2}
