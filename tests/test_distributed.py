@@ -178,7 +178,7 @@ def launch_marked(script, tmp_path, corpus, output_dir, *arguments):
 
 
 def assert_close(first, second):
-    """Within rounding, but for a bias that a softmax takes away: Adam blows up its gradient, which is noise."""
+    """Within rounding, but for a bias that a softmax takes away: Adam amplifies its gradient, mere noise."""
     for state in (first, second):
         state.pop("site_pooling.score.bias", None)
     torch.testing.assert_close(first, second, rtol=1e-3, atol=2e-4)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from accelerate.data_loader import prepare_data_loader
+from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
@@ -80,7 +81,8 @@ def make_accelerator(
     )
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate shards on accelerators only and would fall back to DDP; torch shards over gloo as well.
-        accelerator.state.distributed_type = DistributedType.FSDP
+        for state in (PartialState(), accelerator.state):  # the second copies from the first now and then
+            state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
 
