@@ -60,6 +60,7 @@ def score(found: Connectivity, simulated: SimulatedSites) -> dict[str, dict[str,
         scores[name] = {
             "auroc": float(roc_auc_score(couplings[pairs], one.excess[pairs])),
             "auroc_raw": float(roc_auc_score(couplings[pairs], one.values[pairs])),
+            "auroc_scores": float(roc_auc_score(couplings[pairs], one.scores[pairs])),
             "auroc_undirected": float(roc_auc_score((couplings | couplings.T)[upper], both[upper])),
             "found": int(found_pairs.sum()),
             "found_true": int((found_pairs & couplings).sum()),

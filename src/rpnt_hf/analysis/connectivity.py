@@ -61,7 +61,8 @@ class ConnectivityMap:
     Args:
         values (`np.ndarray` of shape `(sites, sites)`): The estimate, from the data as they are.
         excess (`np.ndarray` of the same shape): What of it is left when the mean over shuffles is taken off.
-        p_values (`np.ndarray` of the same shape): One-sided permutation p of the excess.
+        scores (`np.ndarray` of the same shape): The excess in standard errors, of the shuffles.
+        p_values (`np.ndarray` of the same shape): One-sided permutation p of the score.
         q_values (`np.ndarray` of the same shape): The same, adjusted for the false discovery rate over pairs.
         control_discoveries (`float`): Pairs that are found on average when shuffled data are taken for the
             data.
@@ -69,6 +70,7 @@ class ConnectivityMap:
 
     values: Matrix
     excess: Matrix
+    scores: Matrix
     p_values: Matrix
     q_values: Matrix
     control_discoveries: float
@@ -108,7 +110,7 @@ class Connectivity:
                 "meaning": ESTIMATORS[name],
                 **{
                     field: _plain(getattr(found, field))
-                    for field in ("values", "excess", "p_values", "q_values")
+                    for field in ("values", "excess", "scores", "p_values", "q_values")
                 },
                 "significant_pairs": [
                     {"target": self.site_ids[target], "source": self.site_ids[source]}
@@ -249,10 +251,10 @@ def compare_with_shuffles(values: Matrix, shuffled: NDArray[np.float64]) -> Conn
         int((_adjusted(_ranks(null[one], np.delete(null, one, axis=0))) <= FALSE_DISCOVERY_RATE).sum())
         for one in range(num_shuffles)
     ]
-    p_values = _ranks(_studentised(values, shuffled), null)
-    return ConnectivityMap(
-        values, values - shuffled.mean(axis=0), p_values, _adjusted(p_values), float(np.mean(found))
-    )
+    scores = _studentised(values, shuffled)
+    p_values = _ranks(scores, null)
+    excess = values - shuffled.mean(axis=0)
+    return ConnectivityMap(values, excess, scores, p_values, _adjusted(p_values), float(np.mean(found)))
 
 
 def _studentised(values: Matrix, shuffled: NDArray[np.float64]) -> Matrix:
@@ -403,7 +405,8 @@ def load_pretrained(checkpoint: str | Path) -> tuple[RPNTForPreTraining, RPNTPro
         if "RPNTForPreTraining" not in (config.architectures or []):
             raise CheckpointError(
                 f"The checkpoint must be one of pretraining (RPNTForPreTraining), got "
-                f"{config.architectures} in '{checkpoint}': a decoder predicts no rates. Give the folder that it was finetuned from."
+                f"{config.architectures} in '{checkpoint}': a decoder predicts no rates. Give the folder "
+                "that it was finetuned from."
             )
         return RPNTForPreTraining.from_pretrained(folder).eval(), RPNTProcessor.from_pretrained(folder)
     except OSError as error:
@@ -428,7 +431,7 @@ def write_connectivity(found: Connectivity, out: str | Path, plot: bool = False)
         (folder / "connectivity.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
         with (folder / "connectivity.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            fields = ("values", "excess", "p_values", "q_values")
+            fields = ("values", "excess", "scores", "p_values", "q_values")
             writer.writerow(
                 ["session_id", "estimator", "target", "source", "value", *fields[1:], "significant"]
             )
