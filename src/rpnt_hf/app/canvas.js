@@ -406,7 +406,7 @@
         const cell = (name, value, note, kind) => `<div class="rpnt-tile ${kind || ""}"><span>${name}</span><b>${value}</b><small>${note}</small></div>`;
         tiles.innerHTML = cell("output moves by", `${view.moved.toFixed(2)} ${view.unit}`, "root mean square over this window", "main")
           + cell("attention on anchors", `${(100 * view.anchor_share[1]).toFixed(1)} %`, `${(100 * view.anchor_share[0]).toFixed(1)} % as recorded`)
-          + cell("R2 in this window", score(view.r2[1]), `${score(view.r2[0])} as recorded; a few seconds, no test`);
+          + cell("R2 in this window, variance weighted", score(view.r2[1]), `${score(view.r2[0])} as recorded; a few seconds, no test`);
       }
       draw();
     }
@@ -429,7 +429,7 @@
       const K = view.names.length, room = (height - top - 46 - 28 * (K - 1)) / K;
       for (let k = 0; k < K; k++) {
         const box = { x: 60, y: top + k * (room + 28), w: width - 76, h: room };
-        const most = Math.max(...[arrays.truth, ...arrays.predicted].map((a) => extent(a.filter((_, i) => i % K === k)))) * 1.05;
+        const most = Math.max(...[arrays.truth, ...arrays.predicted].map(extent)) * 1.05;
         valueAxis(ctx, box, -most, most, view.names[k], view.unit);
         const x = (_, i) => box.x + ((i + 0.5) / view.bins) * box.w;
         trace(ctx, box, null, arrays.truth, K, k, view.bins, x, -most, most, c.truth, 3);

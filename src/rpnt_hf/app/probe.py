@@ -286,4 +286,5 @@ def _window_r2(probe: Probe) -> float | None:
     finite = np.isfinite(probe.truth).all(axis=1) & np.isfinite(probe.predicted).all(axis=1)
     if finite.sum() < 2:
         return None
-    return r2_scores(probe.truth[finite], probe.predicted[finite])["r2"]
+    # Weighted: in a few seconds one dimension may hardly move, and its R2 alone says nothing.
+    return r2_scores(probe.truth[finite], probe.predicted[finite])["r2_variance_weighted"]
