@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
 RESULTS_OUT ?= results_out
 BENCHMARKS_OUT ?= benchmarks_out
-SOURCES := src training dataset_builders benchmarks examples reference_checkpoints tests
+SOURCES := src training dataset_builders benchmarks examples reference_checkpoints tests docs/scripts space
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all results benchmarks reference-checkpoints lint format clean

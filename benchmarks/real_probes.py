@@ -239,7 +239,7 @@ def logistic(splits: dict[str, SiteWindows], labels: dict[str, NDArray[np.int64]
 def accuracy_interval(truth: NDArray[np.int64], classes: NDArray[np.int64]) -> dict[str, float]:
     """Balanced accuracy on test trials with its 95 % percentile interval."""
     generator = np.random.default_rng(0)
-    drawn = []
+    drawn: list[float] = []
     while len(drawn) < NUM_RESAMPLES:
         index = generator.integers(len(truth), size=len(truth))
         if len(np.unique(truth[index])) == 2:

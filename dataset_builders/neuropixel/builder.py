@@ -217,7 +217,7 @@ def read_probes(
     recording = dataclasses.replace(
         recording,
         unit_ids=[recording.unit_ids[unit] for unit in units],
-        unit_sites=np.array([kept.index(names[unit]) for unit in units]),
+        unit_sites=np.array([kept.index(str(names[unit])) for unit in units]),
         site_ids=kept,
         site_positions=site_positions,
         spike_times=[recording.spike_times[unit] for unit in units],
@@ -301,9 +301,9 @@ def read_site_names(
             group = own_groups[unit] if own_groups is not None else None
             if electrode is not None and table is not None and "group" in table:
                 group = table["group"].iloc[electrode]
-            location = (
-                table["location"].iloc[electrode] if electrode is not None and "location" in table else None
-            )
+            location = None
+            if electrode is not None and table is not None and "location" in table:
+                location = table["location"].iloc[electrode]
             name = _site_name(sites, group, location)
             names.append(name)
             if name is None:

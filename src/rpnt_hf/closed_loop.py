@@ -128,8 +128,8 @@ class ClosedLoop:
     def idle(self) -> float | None:
         """Does what is due while no bin is there: it warms the decoder up shortly before the next one.
 
-        In a loop that never calls it, steps find the weights outside of the caches and take longer. It changes
-        nothing else. A bin that comes while it runs waits for one step.
+        In a loop that never calls it, steps find the weights outside of the caches and take longer. It
+        changes nothing else. A bin that comes while it runs waits for one step.
 
         Returns:
             `float` or `None`: Seconds to wait for a bin before calling this again; None where nothing is left

@@ -125,9 +125,8 @@ def _add_keys_of(total: Tensor, part: Tensor, block: _Block, num_anchors: int) -
 def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int, scale: float) -> Tensor:
     """Scores of a block: `S'[t, u] = sum_ij w_t[i, j] S[t - i, u - j]`; anchors take `sum_j w`."""
     weights = kernel[block.heads, :, :, block.queries.start : block.queries.stop] * scale
-    by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
-    num_keys = raw.shape[-1]
-    scores = raw[:, block.queries.start - block.raw_start :] * by_tap[0][0]
+    num_keys = raw.shape[-1] - num_anchors
+    scores = raw[:, block.queries.start - block.raw_start :] * weights[:, 0, 0, :, None]
     # Anchors are few: with bins last in memory, passes over them are long enough to be fast.
     anchors = raw[..., :num_anchors].transpose(1, 2).contiguous()
     anchor_scores = raw.new_zeros(raw.shape[0], num_anchors, len(block.queries))
@@ -135,9 +134,11 @@ def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int, scale:
         if num_anchors:
             shared = weights[:, i, :, rows].sum(1, keepdim=True)
             anchor_scores[..., rows].addcmul_(anchors[..., raw_rows], shared)
+        taps = weights[:, i, :, rows, None].unbind(1)
+        source, target = raw[:, raw_rows, num_anchors:], scores[:, rows, num_anchors:]
         for j in range(0 if i else 1, kernel.shape[2]):
-            source = raw[:, raw_rows, num_anchors : num_keys - j]
-            scores[:, rows, num_anchors + j :].addcmul_(source, by_tap[i][j][:, rows])
+            length = num_keys - j
+            target.narrow(2, j, length).addcmul_(source.narrow(2, 0, length), taps[j])
     scores[..., :num_anchors] = anchor_scores.transpose(1, 2)
     return scores
 
@@ -154,10 +155,8 @@ def _smooth_backward(
     """Gradient of the raw scores; that of the scaled kernels is added in its place."""
     bins = slice(block.queries.start, block.queries.stop)
     weights = kernel[block.heads, :, :, bins] * scale
-    by_tap = [taps.unbind(1) for taps in weights[..., None].unbind(1)]
-    num_keys = raw.shape[-1]
-    lead = block.queries.start - block.raw_start
-    grad_raw = grad_scores * by_tap[0][0]
+    num_keys, lead = raw.shape[-1] - num_anchors, block.queries.start - block.raw_start
+    grad_raw = grad_scores * weights[:, 0, 0, :, None]
     grad_raw = F.pad(grad_raw, (0, 0, lead, 0)) if lead else grad_raw
     products = torch.empty_like(grad_scores).view(-1)
     anchors, grad_anchors = (
@@ -170,14 +169,17 @@ def _smooth_backward(
             grad = grad_anchors[..., rows]
             grad_raw_anchors[..., raw_rows].addcmul_(grad, weights[:, i, :, rows].sum(1, keepdim=True))
             grad_weights += (grad * anchors[..., raw_rows]).sum(1, keepdim=True)
+        taps, grad_taps = weights[:, i, :, rows, None].unbind(1), grad_weights.unbind(1)
+        grad, source = grad_scores[:, rows, num_anchors:], raw[:, raw_rows, num_anchors:]
+        grad_source = grad_raw[:, raw_rows, num_anchors:]
         for j in range(kernel.shape[2]):
-            grad = grad_scores[:, rows, num_anchors + j :]
-            columns = slice(num_anchors, num_keys - j)
+            length = num_keys - j
+            grad_tap = grad.narrow(2, j, length)
             if i or j:
-                grad_raw[:, raw_rows, columns].addcmul_(grad, by_tap[i][j][:, rows])
-            product = products[: grad.numel()].view(grad.shape)  # memory that is in cache already
-            torch.mul(grad, raw[:, raw_rows, columns], out=product)
-            grad_weights[:, j] += product.sum(-1)
+                grad_source.narrow(2, 0, length).addcmul_(grad_tap, taps[j])
+            product = products[: grad_tap.numel()].view(grad_tap.shape)  # memory that is in cache already
+            torch.mul(grad_tap, source.narrow(2, 0, length), out=product)
+            grad_taps[j].add_(product.sum(-1))
     grad_raw[..., :num_anchors] = grad_raw_anchors.transpose(1, 2)
     return grad_raw
 

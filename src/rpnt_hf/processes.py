@@ -7,7 +7,7 @@ which divide by counts of all processes (`objectives.py`), and the loops (`train
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
@@ -237,7 +237,8 @@ def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
         weights are spread.
     """
     if _is_sharded(module):
-        return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, torch.Tensor], get_model_state_dict(module, options=options))
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
@@ -250,7 +251,7 @@ def load_whole_weights(module: nn.Module, weights: dict[str, torch.Tensor]) -> N
     """
     if _is_sharded(module):
         set_model_state_dict(
-            module, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            module, dict(weights), options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         )
     else:
         module.load_state_dict(weights)

@@ -9,6 +9,7 @@ Not for sessions without a unit in common: unlabelled activity of a reaching tas
 directions are turned, so that nothing could tell which turn is right.
 """
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +125,7 @@ def add_session(model: RPNTPreTrainedModel, processor: RPNTProcessor, session: M
     known = list(processor.sessions)
     facts = {name: session[name] for name in SESSION_FACTS}
     session_id = session["session_id"]
-    trial = RPNTProcessor.from_dict(processor.to_dict())
+    trial = copy.deepcopy(processor)
     trial.add_session(session_id, list(session["unit_ids"]), **facts)
     reference_id = find_reference(trial, session_id, known)
     model.resize_unit_vocabulary(trial.num_units)
@@ -316,11 +317,14 @@ def _share(processor: RPNTProcessor, session_id: str, reference_id: str) -> floa
 
 
 def _embeddings(model: RPNTPreTrainedModel, processor: RPNTProcessor, session_id: str) -> Array:
-    weight = model.get_input_embeddings().weight
-    return weight.detach()[list(processor.session_rows(session_id))].double().cpu().numpy()
+    weight = _weight(model)
+    return weight[list(processor.session_rows(session_id))].double().cpu().numpy()
 
 
 def _write(model: RPNTPreTrainedModel, processor: RPNTProcessor, session_id: str, rows: Array) -> None:
-    weight = model.get_input_embeddings().weight
-    with torch.no_grad():
-        weight[list(processor.session_rows(session_id))] = torch.from_numpy(rows).to(weight)
+    weight = _weight(model)
+    weight[list(processor.session_rows(session_id))] = torch.from_numpy(rows).to(weight)
+
+
+def _weight(model: RPNTPreTrainedModel) -> torch.Tensor:
+    return model.get_input_embeddings().get_parameter("weight").detach()  # shares its memory

@@ -73,14 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
         for split in arguments.splits
         for row in view_rows(load_rows(arguments.data, arguments.dataset_config, split))
     ]
-    rows = select_sessions(rows, None if arguments.session_id is None else [arguments.session_id])
-    sessions = sorted({row["session_id"] for row in rows})
+    chosen = select_sessions(rows, None if arguments.session_id is None else [arguments.session_id])
+    sessions = sorted({row["session_id"] for row in chosen})
     report = {}
     for session_id in sessions:
         found = map_connectivity(
             model,
             processor,
-            [row for row in rows if row["session_id"] == session_id],
+            [row for row in chosen if row["session_id"] == session_id],
             window_bins=arguments.window_bins,
             align=arguments.align,
             before=arguments.before,

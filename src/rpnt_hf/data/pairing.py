@@ -225,7 +225,8 @@ def _assemble(
     starts = np.arange(len(pairs)) * (length + GAP)
     first = recordings[0]
     name = f"sub-{first.subject_id or 'unknown'}_task-{first.task or 'unknown'}_paired-{config.align}"
-    site_ids, unit_ids, unit_sites, spike_times, intervals = [], [], [], [], []
+    site_ids: list[str] = []
+    unit_ids, unit_sites, spike_times, intervals = [], [], [], []
     for day, recording in enumerate(recordings):
         taken = [(start, pair.pieces[day]) for start, pair in zip(starts, pairs, strict=True)]
         present = [(start, piece) for start, piece in taken if piece is not None]

@@ -78,7 +78,7 @@ def row_observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:
     Raises:
         DatasetError: If there is not one byte per bin, or per bin and site.
     """
-    return _observed(row).any(axis=1)
+    return np.asarray(_observed(row).any(axis=1))
 
 
 def row_site_observed(row: Mapping[str, Any]) -> NDArray[np.bool_]:

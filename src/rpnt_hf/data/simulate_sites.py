@@ -226,7 +226,7 @@ def _truth(config: SiteSimulationConfig) -> _Truth:
     is_control = np.arange(S) >= S - config.num_controls
     coupled &= ~is_control & ~is_control[:, None] & config.simultaneous
     shortest, longest = (round(delay * SAMPLE_RATE) for delay in config.delays)
-    gains = config.coupling * coupled
+    gains = np.where(coupled, config.coupling, 0.0)
     loudest = np.abs(np.linalg.eigvals(gains)).max()
     if loudest > 0.9:  # a loop of couplings would never fade
         gains *= 0.9 / loudest

@@ -183,7 +183,8 @@ def describe_data(
             session["scored_bins"][split] += int(scored_bins(row).sum())
     streamed = [split for split, rows in splits.items() if any("place" in row for row in rows)]
     for built in build.get("sessions", []) if streamed else []:
-        if session := sessions.get(built["session_id"]):
+        if built["session_id"] in sessions:
+            session = sessions[built["session_id"]]
             for split in streamed:  # rows that are streamed do not say it
                 session["trials"][split] += built["trials"][split]
                 session["scored_bins"][split] += built["scored_bins"][split]

@@ -106,11 +106,12 @@ class Recipe:
         """Lists what the recipe finetunes with, nested names joined by dots, as on the command line."""
         script = load_script("training/finetune.py")
         written = yaml.safe_load(self.finetune.read_text(encoding="utf-8"))
-        options = {field.name: field.default for field in dataclasses.fields(script.FinetuneOptions)}
+        fields = dataclasses.fields(script.FinetuneOptions)
+        options: dict[str, Any] = {field.name: field.default for field in fields}
         options["optimizer"] = dataclasses.asdict(script.OptimizerConfig(**written.get("optimizer", {})))
         plain = {name: value for name, value in written.items() if name not in ("optimizer", "model")}
         options |= plain
-        config = RPNTConfig.preset(options["preset"], **written.get("model", {}))
+        config = RPNTConfig.preset(str(options["preset"]), **written.get("model", {}))
         flat = {name: value for name, value in options.items() if name not in ("optimizer", "model")}
         flat |= {f"optimizer.{name}": value for name, value in options["optimizer"].items()}
         return flat | {f"model.{name}": value for name, value in config.to_dict().items()}

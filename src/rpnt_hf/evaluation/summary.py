@@ -172,7 +172,7 @@ def _uncertainty(runs: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
 
     levels = (0.5, 0.8, 0.95)
     decoded = [(v["targets"], v["predictions"], v["log_variances"]) for v in runs]
-    shapes = [v.get("variance_dof") for v in runs]
+    shapes = [_shape(v) for v in runs]
     inside = [coverage(*one, levels, dof) for one, dof in zip(decoded, shapes, strict=True)]
     nll = [negative_log_likelihood(*one, dof) for one, dof in zip(decoded, shapes, strict=True)]
     means = {
@@ -321,16 +321,17 @@ def _best_of_each(by_name: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     return {name: by_name[name][0] for name in names}
 
 
+def _shape(run: Mapping[str, NDArray[Any]]) -> list[float] | None:
+    """Degrees of freedom of the decoded distributions, where they were calibrated."""
+    return run["variance_dof"].tolist() if "variance_dof" in run else None
+
+
 def _calibration(decoders: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, list[tuple[float, float]]]:
     from rpnt_hf.evaluation.calibration import coverage
 
     levels = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
     return {
-        name: list(
-            coverage(
-                v["targets"], v["predictions"], v["log_variances"], levels, v.get("variance_dof")
-            ).items()
-        )
+        name: list(coverage(v["targets"], v["predictions"], v["log_variances"], levels, _shape(v)).items())
         for name, v in decoders.items()
     }
 
