@@ -11,7 +11,7 @@ BENCHMARKS_OUT ?= benchmarks_out
 SOURCES := src training dataset_builders benchmarks examples reference_checkpoints tests docs/scripts space
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all results benchmarks reference-checkpoints lint format clean
+.PHONY: help demo test test-all results benchmarks reference-checkpoints docs lint format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ reference-checkpoints: $(STAMP)  ## Make the checkpoints that travel with the pa
 benchmarks: $(STAMP)  ## Print ratios of speed and memory (BENCHMARKS_OUT=folder); wants a quiet machine.
 	for script in attention training_step streaming loader build import_time; do \
 		$(BIN)/python benchmarks/$$script.py --out $(BENCHMARKS_OUT) || exit 1; done
+
+docs: $(STAMP)  ## Build the documentation in build/site; a warning fails it.
+	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP)  ## Check style and types.
 	$(BIN)/ruff check $(SOURCES)

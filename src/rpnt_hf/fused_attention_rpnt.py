@@ -136,7 +136,7 @@ def _smooth(raw: Tensor, kernel: Tensor, block: _Block, num_anchors: int, scale:
             anchor_scores[..., rows].addcmul_(anchors[..., raw_rows], shared)
         taps = weights[:, i, :, rows, None].unbind(1)
         source, target = raw[:, raw_rows, num_anchors:], scores[:, rows, num_anchors:]
-        for j in range(0 if i else 1, kernel.shape[2]):
+        for j in range(0 if i else 1, min(kernel.shape[2], num_keys)):
             length = num_keys - j
             target.narrow(2, j, length).addcmul_(source.narrow(2, 0, length), taps[j])
     scores[..., :num_anchors] = anchor_scores.transpose(1, 2)
@@ -172,7 +172,7 @@ def _smooth_backward(
         taps, grad_taps = weights[:, i, :, rows, None].unbind(1), grad_weights.unbind(1)
         grad, source = grad_scores[:, rows, num_anchors:], raw[:, raw_rows, num_anchors:]
         grad_source = grad_raw[:, raw_rows, num_anchors:]
-        for j in range(kernel.shape[2]):
+        for j in range(min(kernel.shape[2], num_keys)):
             length = num_keys - j
             grad_tap = grad.narrow(2, j, length)
             if i or j:
