@@ -28,10 +28,22 @@ from small_corpus import BIN_SIZE, make_recording
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTProcessor, simulate
 from rpnt_hf.app.finetuning import SCRATCH, Training, pack_decoder, start_training
 from rpnt_hf.app.live import REPEATED_MESSAGES, cut_recording, decode_live
-from rpnt_hf.app.probe import Probe, active_axes, attention_view, lag_map, metadata_view, probe_window
+from rpnt_hf.app.probe import (
+    UNKNOWN,
+    Probe,
+    active_axes,
+    attention_view,
+    changed_metadata,
+    lag_map,
+    metadata_view,
+    probe_window,
+    recorded_metadata,
+    shown_value,
+)
 from rpnt_hf.app.session import BUNDLED_DECODER, SIMULATED, Session
 from rpnt_hf.app.sites import connectivity_maps, cut_trials, sites_view
 from rpnt_hf.app.views import describe_scores, recording_facts, recording_window, restarts
+from rpnt_hf.app.words import advise
 from rpnt_hf.cli import main
 from rpnt_hf.data.nwb import Recording
 from rpnt_hf.data.nwb_writer import write_nwb
@@ -185,6 +197,28 @@ def test_metadata_that_are_as_recorded_move_nothing_and_others_do(recording, dec
     assert day == {"axis": "day", "unit": "days", "recorded": 0.0, "changed": None}
 
 
+def test_a_control_that_shows_what_was_recorded_changes_nothing(recording, decoder):
+    _, processor = decoder
+    places = np.array([[1.23456, 0.0, 2.0], [np.nan] * 3], dtype=np.float32)
+    recording = dataclasses.replace(recording, site_positions=places)
+    recorded = recorded_metadata(processor, recording)
+    for site in range(2):
+        stated = {
+            axis: shown_value(processor, axis, recorded[site, column])
+            for column, axis in enumerate(processor.metadata_axes)
+        }
+        if site == 1:
+            stated |= dict.fromkeys(("site_x", "site_y", "site_z"), UNKNOWN)
+        assert changed_metadata(processor, recording, stated, site) == {}
+    assert stated["subject"] == "A" and stated["day"] == 0.0
+    assert changed_metadata(processor, recording, {"site_x": 1.3, "day": 5}, 0) == {
+        (0, "site_x"): 1.3, (0, "day"): 5.0, (1, "day"): 5.0,
+    }  # fmt: skip
+    assert changed_metadata(processor, recording, {"site_x": 0.0}, 1) == {(1, "site_x"): 0.0}
+    (gone,) = changed_metadata(processor, recording, {"site_x": UNKNOWN}, 0).items()
+    assert gone[0] == (0, "site_x") and np.isnan(gone[1])
+
+
 def test_a_decoder_without_metadata_has_no_axes(decoder):
     _, processor = decoder
     plain = RPNTForMotorDecoding(RPNTConfig.preset("tiny", num_units=6, position_encoding="rope"))
@@ -320,6 +354,20 @@ def test_a_file_that_is_not_nwb_leaves_the_recording_and_no_file(kind, tmp_path)
         session.open_upload(path)
     assert str(tmp_path) not in str(refused.value)
     assert session.recording is before and not path.exists()
+
+
+def test_spikes_out_of_order_are_repaired_and_the_visitor_is_told(tmp_path):
+    path = write_small_nwb(tmp_path / "mixed.nwb", [[0.5, 0.2, 0.2, 3.0], [1.0, 2.0]])
+    session = Session()
+    session.open_checkpoint(BUNDLED_DECODER)
+    session.open_upload(path)
+    assert session.recording.spike_times[0].tolist() == [0.2, 0.5, 3.0]
+    shown = advise(session, session.obstacle())
+    assert (
+        "got 1 unsorted and 1 duplicate of 4 spikes" in shown and "This page has done so. This dec" in shown
+    )
+    session.open_recording(next(iter(SIMULATED)))
+    assert advise(session, session.obstacle()) is None
 
 
 def test_a_file_without_behaviour_is_taken_and_cannot_be_trained_on(tmp_path):

@@ -234,6 +234,27 @@ def test_every_option_of_training_has_a_help_text(script: str, capsys: pytest.Ca
         assert len(text.split()) >= 3, option
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["decode", "decoder", "a.nwb", "--plot", "trace.txt"],
+        ["stream", "decoder", "a.nwb", "--plot", "trace"],
+        ["inspect", "a.nwb", "--plot", "a.nwb"],
+        ["adapt", "decoder", "a.nwb", "--out", "new", "--plot", "new.jpeg"],
+    ],
+)
+def test_a_picture_of_no_format_is_refused_before_any_work(words, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert "argument --plot: the file must end in .png or .pdf or .svg, got" in capsys.readouterr().err
+
+
+def test_a_table_of_no_format_is_refused_before_any_work(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["decode", "decoder", "a.nwb", "--out", "predictions.xlsx"])
+    assert "argument --out: the file must end in .csv or .parquet" in capsys.readouterr().err
+
+
 def test_decode_writes_csv_where_the_name_says_so(tmp_path: Path) -> None:
     write_table(pd.DataFrame({"time": [0.5], "scored": [True]}), tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "time,scored\n0.5,True\n"

@@ -9,7 +9,7 @@ import torch
 from small_corpus import BIN_SIZE, make_recording
 
 from rpnt_hf.configuration_rpnt import RPNTConfig
-from rpnt_hf.decoding import decode_recording, decode_rows
+from rpnt_hf.decoding import decode_recording, decode_rows, target_unit
 from rpnt_hf.errors import CheckpointError
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding
 from rpnt_hf.processing_rpnt import RPNTProcessor
@@ -81,3 +81,12 @@ def test_trials_without_a_start_or_stop_time_are_not_scored():
     starts, stops = np.arange(4.0), np.arange(1.0, 5.0)
     starts[1], stops[2] = np.nan, np.nan
     assert scored_seconds(make_trials(start_time=starts, stop_time=stops)) == {0: 20, 3: 20}
+
+
+def test_the_unit_of_an_axis_is_the_one_that_all_targets_share():
+    def unit(**fields):
+        return target_unit(make_decoder(**fields)[0])
+
+    assert unit(target_units=["cm/s", "cm/s"]) == "cm/s"
+    assert unit(target_units=["cm", "cm/s"]) == "each in its unit"
+    assert unit() == "unit not stated"

@@ -104,6 +104,7 @@ def test_local_sessions_are_scored_as_the_offline_pass_scores_them(corpus, check
         assert found["bins"] == len(targets) and found["normalised latency"] > 0
     assert {row["group"]: row["sessions"] for row in results["groups"]} == {"held in": 1, "held out": 1}
     assert "held out" in (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "sessions.png").read_bytes().startswith(b"\x89PNG")
     assert sum(len(row_counts(row)) for row in rows) > 0
     with pytest.raises(DatasetError, match="Held-out sessions must be in the dataset, got c"):
         evaluate_falcon(checkpoint, str(corpus), tmp_path / "other", held_out=["c"])

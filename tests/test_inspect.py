@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.errors import CheckpointError
 from rpnt_hf.inspection.checkpoint import checkpoint_maps, inspect_checkpoint
 from rpnt_hf.inspection.recording import inspect_nwb
-from rpnt_hf.scripts import load_builder
+from rpnt_hf.scripts import find_reference_checkpoint, load_builder
 
 DECODER = "rpnt-tiny-synthetic-decoder"
 
@@ -263,6 +264,16 @@ def test_a_checkpoint_is_drawn_on_random_spikes_or_on_a_recording(tmp_path, caps
     assert maps.kernels[0].shape == (1, 2, 100, 3, 3)  # 5 s of bins of 50 ms
     again = checkpoint_maps(DECODER, seed=1)
     assert not np.array_equal(again.kernels[0], maps.kernels[0])
+
+
+def test_a_checkpoint_that_was_trained_here_is_drawn_by_its_training(tmp_path, monkeypatch, capsys):
+    shutil.copytree(find_reference_checkpoint(DECODER), tmp_path / "decoder")
+    history = [{"epoch": i, "train_loss": 1.0 / (i + 1), "validation_r2": 0.1 * i} for i in range(4)]
+    (tmp_path / "decoder" / "history.json").write_text(json.dumps(history))
+    drawn = []
+    monkeypatch.setattr("rpnt_hf.analysis.plots.save_figure", lambda figure, path: drawn.append(figure))
+    assert main(["inspect", str(tmp_path / "decoder"), "--plot", str(tmp_path / "c.png"), "--json"]) == 0
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["Loss", "Validation score"]
 
 
 def test_real_recordings_can_be_inspected(shared_data):

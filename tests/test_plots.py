@@ -90,6 +90,12 @@ def test_training_curves_show_losses_and_scores_only():
     assert labels == ["train loss", "validation $R^2$"]
 
 
+def test_a_name_that_is_no_picture_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"must end in \.png or \.pdf or \.svg, got '.*curve\.txt'"):
+        save_figure(plot_training_curves(HISTORY), tmp_path / "curve.txt")
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match=r"must have shape \(60, up to 2\), got \(60, 2\) and \(59, 2\)"):
         plot_velocity_traces(TRUE, DECODED[1:], TIMES)
@@ -252,10 +258,18 @@ def test_a_recording_is_drawn_with_rates_behaviour_and_gaps():
     assert raster.get_title(loc="left") == "day1: 8 units" and len(raster.collections) == 8
     np.testing.assert_allclose(series.lines[1].get_ydata(), TRUE[TIMES <= 5.0, 1], rtol=1e-6)
     assert series.get_ylabel() == "cursor_vel\n(cm/s)"
-    assert "1 silent" in rates.get_title(loc="left") and rates.get_ylabel() == "mean rate (spikes/s)"
+    assert "spikes/s, 1 silent" in rates.get_title(loc="left")
+    assert rates.get_ylabel() == "mean rate (spikes/s)" and rates.get_ylim()[0] < 0
     np.testing.assert_allclose(np.sort(rates.lines[0].get_ydata()), [0.0, *[16.0] * 7])
+    assert timeline.get_xlabel().endswith("grey: not observed")
     shaded = [(patch.get_x(), patch.get_width()) for patch in timeline.patches if hasattr(patch, "get_x")]
     assert (4.5, 0.5) in shaded and (3.0, 2.0) in shaded
+
+
+def test_a_recording_without_gaps_and_silent_units_has_no_room_for_them():
+    _, _, rates, timeline = plot_recording(Recording.from_arrays("day1", SPIKES)).axes
+    low, high = rates.get_ylim()
+    assert 1 <= low < 13 < high <= 100 and "grey" not in timeline.get_xlabel()
 
 
 def test_a_recording_without_behaviour_says_so():
@@ -311,20 +325,52 @@ def test_events_beside_site_colours_are_told_apart_by_dashes():
 
 def test_few_shot_curves_have_ticks_at_their_trials_and_their_intervals():
     points = [(16, 0.6, 0.5, 0.7), (8, 0.5, 0.4, 0.6), (17, 0.61, 0.5, 0.7)]
-    axes = plot_amounts({"ridge": points, "RPNT": [(8, 0.7, 0.6, 0.8)]}, "few").axes[0]
+    figure = plot_amounts({"ridge": points, "RPNT": [(8, 0.7, 0.6, 0.8)]}, "few")
+    axes = figure.axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16"]
-    assert axes.lines[0].get_xydata().tolist() == [[8, 0.5], [16, 0.6], [17, 0.61]]
-    band = axes.collections[0].get_paths()[0].vertices
-    assert [8.0, 0.4] in band.tolist() and [8.0, 0.6] in band.tolist()
-    assert axes.lines[0].get_marker() != axes.lines[1].get_marker()
+    ridge, rpnt = axes.containers
+    np.testing.assert_allclose(ridge.lines[0].get_xydata(), [[8, 0.5], [16, 0.6], [17, 0.61]], rtol=0.02)
+    np.testing.assert_allclose(ridge.lines[2][0].get_segments()[0][:, 1], [0.4, 0.6])
+    assert ridge.lines[0].get_xdata()[0] < 8 < rpnt.lines[0].get_xdata()[0]  # intervals beside one another
     assert axes.get_ylabel() == "test $R^2$ (95 % interval)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ridge", "RPNT"]
+
+
+def test_scores_below_zero_stand_at_the_edge_and_the_axis_says_so():
+    axes = plot_amounts({"kalman": [(8, -3.0, -9.0, 0.1), (16, 0.5, np.nan, np.nan)]}).axes[0]
+    assert axes.containers[0].lines[0].get_ydata().tolist() == [0.0, 0.5]
+    assert (
+        axes.get_ylabel() == "test $R^2$ (95 % interval, below 0 at the edge)" and axes.get_ylim()[0] > -0.1
+    )
+    axes = plot_sessions({"kalman": {"a": -3.0}, "ridge": {"a": 0.5}}).axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [0.0, 0.5]
+    assert axes.get_ylabel() == "test $R^2$ (below 0 at the edge)"
+
+
+def test_many_decoders_differ_in_colour_or_dashes_and_in_markers():
+    names = [f"decoder {i}" for i in range(10)]
+    axes = plot_amounts({name: [(8, 0.5, 0.4, 0.6), (16, 0.6, 0.5, 0.7)] for name in names}).axes[0]
+    lines = [container.lines[0] for container in axes.containers]
+    looks = {(line.get_color(), str(line.get_linestyle())) for line in lines}
+    assert len(looks) == 10
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
 
 
 def test_sessions_are_joined_over_decoders_and_may_be_absent():
     axes = plot_sessions({"ridge": {"a": 0.5, "b": 0.4}, "RPNT": {"a": 0.7}}).axes[0]
-    assert [line.get_label() for line in axes.lines] == ["a", "b"]
-    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.7] and np.isnan(axes.lines[1].get_ydata()[1])
+    points = [line for line in axes.lines if line.get_marker() != "None"]
+    assert [line.get_label() for line in points] == ["a", "b"]
+    assert points[0].get_ydata().tolist() == [0.5, 0.7] and np.isnan(points[1].get_ydata()[1])
+    means = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() > 2]
+    assert means == pytest.approx([0.45, 0.7])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["ridge", "RPNT"]
+
+
+def test_one_session_is_not_joined_and_many_are_not_named():
+    assert len(plot_sessions({"ridge": {"a": 0.5}, "RPNT": {"a": 0.7}}).axes[0].lines) == 1
+    many = {f"session {i}": 0.5 for i in range(20)}
+    figure = plot_sessions({"ridge": many, "RPNT": many})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["20 sessions", "mean"]
 
 
 def test_calibration_is_drawn_in_percent_beside_the_diagonal():

@@ -168,7 +168,9 @@ def two_days(tmp_path_factory):
 def test_rpnt_adapt_leaves_a_decoder_of_the_new_day(two_days, tmp_path, capsys, caplog):
     folder, monday, tuesday = two_days
     arguments = [str(folder / "decoder"), str(folder / "tuesday.nwb"), "--out", str(tmp_path / "adapted")]
-    assert main(["adapt", *arguments, "--reference", str(folder / "monday.nwb"), "--json"]) == 0
+    arguments += ["--reference", str(folder / "monday.nwb"), "--plot", str(tmp_path / "tuesday.png")]
+    assert main(["adapt", *arguments, "--json"]) == 0
+    assert (tmp_path / "tuesday.png").read_bytes().startswith(b"\x89PNG")
     facts = json.loads(capsys.readouterr().out)
     assert facts["reference"] == monday.session_id
     assert facts["shared_units"] == len(set(monday.unit_ids) & set(tuesday.unit_ids))

@@ -32,6 +32,7 @@ __all__ = [
     "prediction_table",
     "score_table",
     "target_names",
+    "target_unit",
 ]
 
 INPUT_NAMES = ("spike_counts", "unit_ids", "unit_mask", "bin_mask", "metadata")
@@ -335,6 +336,19 @@ def target_names(model: PreTrainedModel) -> list[str]:
         `list[str]`: `config.target_names`, or "target_0" and so on where it has none.
     """
     return list(model.config.target_names or (f"target_{k}" for k in range(model.config.num_targets)))
+
+
+def target_unit(model: PreTrainedModel) -> str:
+    """Gives the unit of what a decoder decodes, for axes of pictures.
+
+    Args:
+        model (`PreTrainedModel`): The decoder.
+
+    Returns:
+        `str`: The unit that all targets share; words where they have several, or none is stated.
+    """
+    units = set(model.config.target_units or ["unit not stated"])
+    return units.pop() if len(units) == 1 else "each in its unit"
 
 
 def score_table(table: pd.DataFrame) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .closed_loop import WARM_UP_BINS, take_first_steps
 from .data.nwb import Recording
-from .decoding import bin_recording, prediction_table, score_table, target_names
+from .decoding import bin_recording, prediction_table, score_table, target_names, target_unit
 from .errors import ConfigurationError
 from .modeling_rpnt import RPNTForMotorDecoding
 from .processing_rpnt import RPNTProcessor
@@ -290,7 +290,7 @@ def plot_replay(replay: Replay, model: RPNTForMotorDecoding, path: Path) -> Path
         table[[f"{name}_predicted" for name in names]].to_numpy(),
         table["time"].to_numpy(),
         names=[name.replace("_", " ") for name in names],
-        unit=(model.config.target_units or [""])[0],
+        unit=target_unit(model),
     )
     figure.axes[0].set_title("Decoded bin by bin, and true")
     return save_figure(figure, path)

@@ -320,13 +320,14 @@
       const small = { x: box.x, y: box.y + box.h + 34, w: box.w, h: narrow ? 60 : 74 };
       const x = (_, i) => small.x + ((i + 0.5) / view.bins) * small.w;
       const most = extent(arrays.movement) * 1.05;
-      valueAxis(ctx, small, 0, most, "size of the movement", "");
+      valueAxis(ctx, small, 0, most, "size of the movement", view.unit);
       trace(ctx, small, null, arrays.movement, 1, 0, view.bins, x, 0, most, c.truth, 2.4);
       timeAxis(ctx, small, view.start, view.start + view.bins * view.bin_size, true);
       colorBar(ctx, box.x, height - 32, 130, VIRIDIS, "0", view.scale.toPrecision(2), "weight of one bin");
       const right = narrow ? { x: 62, y: small.y + small.h + 66, w: width - 90, h: 90 } : { x: width - side + 30, y: box.y, w: side - 46, h: box.h };
       const top = extent(arrays.profile) * 1.08, n = arrays.profile.length;
-      text(ctx, "mean by lag", right.x, right.y - 6, { weight: "600", color: c.ink });
+      const share = `${(100 * view.anchor_share).toFixed(1)} %`;
+      text(ctx, narrow ? `mean by lag; ${share} of it goes to anchors` : "mean by lag", right.x, right.y - 6, { weight: "600", color: c.ink });
       ctx.strokeStyle = c.changed;
       ctx.lineWidth = 2.2;
       ctx.beginPath();
@@ -340,7 +341,7 @@
       line(ctx, right.x, right.y + right.h, right.x + right.w, right.y + right.h, c.line);
       text(ctx, narrow ? `0 to ${shown(n * view.bin_size)} s ago` : top.toPrecision(2), right.x + right.w, right.y + right.h + 16, { size: 11, align: "right" });
       if (!narrow) {
-        text(ctx, `${(100 * view.anchor_share).toFixed(1)} %`, right.x, small.y + 22, { size: 24, weight: "600", color: c.ink });
+        text(ctx, share, right.x, small.y + 22, { size: 24, weight: "600", color: c.ink });
         text(ctx, "of it goes to anchors,", right.x, small.y + 42, { size: 11 });
         text(ctx, "where metadata act", right.x, small.y + 57, { size: 11 });
       }

@@ -19,13 +19,26 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from rpnt_hf.configuration_rpnt import AXIS_UNITS, SITE_AXES
-from rpnt_hf.decoding import target_names
+from rpnt_hf.decoding import target_names, target_unit
 from rpnt_hf.errors import CheckpointError, RPNTError
 from rpnt_hf.processing_rpnt import METADATA_AXES
 
 from .finetuning import SCRATCH, init_for_training, pack_decoder, start_training
 from .live import SPEEDS, decode_live
-from .probe import UNKNOWN, active_axes, attention_view, axis_range, metadata_view, probe_window
+from .probe import (
+    INDEX_AXES,
+    UNKNOWN,
+    active_axes,
+    attention_view,
+    axis_range,
+    changed_metadata,
+    known_values,
+    metadata_view,
+    probe_window,
+    recorded_metadata,
+    shown_value,
+    unknown_name,
+)
 from .session import SIMULATED, Session
 from .sites import connectivity_maps, sites_view
 from .views import (
@@ -51,7 +64,6 @@ from .words import (
 __all__ = ["DEFAULT_MAX_UPLOAD", "launch", "make_page"]
 
 DEFAULT_MAX_UPLOAD = "500mb"
-INDEX_AXES = ("subject", "task")
 FROM_DECODER, FROM_SCRATCH = "the decoder above", "scratch"
 MEAN = "mean of heads"
 
@@ -232,9 +244,11 @@ class _Page:
         on([one.input for one in chosen], self._draw_attention, chosen, shown, **latest)
         on(self.sites_tab.select, self._draw_sites, [self.attention_start], [self.sites, self.message])
         controls = [*self.axes.values(), self.metadata_start, self.metadata_site, self.unknown]
+        moved = [one.input for one in controls if one is not self.metadata_site]
         shown = [self.metadata, self.message]
-        on([one.input for one in controls], self._draw_metadata, controls, shown, **latest)
-        on(self.reset.click, self._reset_metadata, [self.metadata_start], [*controls, *shown])
+        on(moved, self._draw_metadata, controls, shown, **latest)
+        where = [self.metadata_start, self.metadata_site]
+        on([self.reset.click, self.metadata_site.input], self._reset_metadata, where, [*controls, *shown])
 
         options = [self.init, self.steps, self.target, self.bin_size]
         results = [*everything, self.training, self.outcome, self.download]
@@ -352,7 +366,7 @@ class _Page:
             self.attention: None,
             self.metadata: None,
         }
-        updates |= self._metadata_controls(session, math.floor(low))
+        updates |= self._metadata_controls(session, 0)
         if obstacle is None:
             updates |= self._draw_attention(session, low, num_layers - 1, MEAN, 0)
             updates[self.metadata] = self._metadata_message(session, low, {}, 0)
@@ -403,12 +417,13 @@ class _Page:
             return session.attention[1]
 
     def _draw_attention(self, session: Session, start: float, layer: int, head: str, site: int) -> Updates:
-        recording, _, _ = session.loaded()
+        recording, model, _ = session.loaded()
         probe = self._probe(session, float(start))
         number = None if head == MEAN else int(head) - 1
         names = recording.site_ids
         view = attention_view(probe, names, int(layer or 0), number, int(site or 0))
-        return {self.attention: {**view, "site": view["site"] if len(names) > 1 else ""}}
+        words = {"site": view["site"] if len(names) > 1 else "", "unit": target_unit(model)}
+        return {self.attention: {**view, **words}}
 
     def _draw_sites(self, session: Session, start: float) -> Updates:
         recording, _, processor = session.loaded()
@@ -418,14 +433,11 @@ class _Page:
 
     # Metadata
 
-    def _metadata_controls(self, session: Session, start: float) -> Updates:
+    def _metadata_controls(self, session: Session, site: int) -> Updates:
         """Sets the controls to what the recording says, and shows those that the decoder looks at."""
         recording, model, processor = session.loaded()
         active = active_axes(model, processor)
-        recorded = processor.metadata(
-            recording.site_positions, len(recording.site_ids), recording.session_id, recording.subject_id,
-            recording.task, recording.recording_date,
-        )[0]  # fmt: skip
+        recorded = recorded_metadata(processor, recording)[site]
         updates: Updates = {}
         unknown = set()
         for axis, control in self.axes.items():
@@ -433,15 +445,14 @@ class _Page:
                 updates[control] = gr.update(visible=False)
                 continue
             value = float(recorded[processor.metadata_axes.index(axis)])
+            at = shown_value(processor, axis, value)
             if axis in INDEX_AXES:
-                known = processor.subjects if axis == "subject" else processor.tasks
-                at = UNKNOWN if math.isnan(value) else known[int(value)]
-                updates[control] = gr.update(choices=[*known, UNKNOWN], value=at, visible=True)
+                choices = [*known_values(processor, axis), UNKNOWN]
+                updates[control] = gr.update(choices=choices, value=at, visible=True)
             else:
                 low, high = axis_range(axis, value)
                 if math.isnan(value):
-                    unknown.add("site position" if axis in SITE_AXES else axis)
-                at = 0.0 if math.isnan(value) else round(value, 2)
+                    unknown.add(unknown_name(axis))
                 step = 0.1 if axis in SITE_AXES else 1
                 updates[control] = gr.update(minimum=low, maximum=high, value=at, step=step, visible=True)
         updates[self.unknown] = gr.update(value=sorted(unknown), visible=bool(active))
@@ -458,30 +469,24 @@ class _Page:
             recorded, other, processor.metadata_axes, model.config.num_hidden_layers - 1, site
         )
         names = [name.replace("_", " ") for name in target_names(model)]
-        return {**view, "names": names, "unit": (model.config.target_units or [""])[0]}
+        return {**view, "names": names, "unit": target_unit(model)}
 
     def _draw_metadata(self, session: Session, *values: Any) -> Updates:
         recording, model, processor = session.loaded()
         of_axes, (start, site, unknown) = values[: len(self.axes)], values[len(self.axes) :]
-        site = int(site or 0)
-        changed: dict[tuple[int, str], float] = {}
-        active = active_axes(model, processor)
-        for axis, value in zip(self.axes, of_axes, strict=True):
-            if axis not in active:
-                continue
-            if axis in INDEX_AXES:
-                known = processor.subjects if axis == "subject" else processor.tasks
-                number = math.nan if value == UNKNOWN else float(known.index(value))
-            else:
-                hidden = "site position" if axis in SITE_AXES else axis
-                number = math.nan if hidden in unknown else float(value)
-            chosen = [site] if axis in SITE_AXES else range(len(recording.site_ids))
-            changed |= {(one, axis): number for one in chosen}
+        active, site = active_axes(model, processor), int(site or 0)
+        stated = {
+            axis: UNKNOWN if unknown_name(axis) in unknown else value
+            for axis, value in zip(self.axes, of_axes, strict=True)
+            if axis in active
+        }
+        changed = changed_metadata(processor, recording, stated, site)
         return {self.metadata: self._metadata_message(session, start, changed, site)}
 
-    def _reset_metadata(self, session: Session, start: float) -> Updates:
-        message = self._metadata_message(session, start, {}, 0)
-        return {**self._metadata_controls(session, start), self.metadata: message}
+    def _reset_metadata(self, session: Session, start: float, site: int) -> Updates:
+        site = int(site or 0)
+        message = self._metadata_message(session, start, {}, site)
+        return {**self._metadata_controls(session, site), self.metadata: message}
 
     # Finetune
 

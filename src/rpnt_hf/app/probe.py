@@ -23,10 +23,26 @@ from rpnt_hf.processing_rpnt import RPNTProcessor
 from .live import cut_recording
 from .views import packed
 
-__all__ = ["MAX_PROBED_BINS", "Probe", "active_axes", "attention_view", "metadata_view", "probe_window"]
+__all__ = [
+    "INDEX_AXES",
+    "MAX_PROBED_BINS",
+    "UNKNOWN",
+    "Probe",
+    "active_axes",
+    "attention_view",
+    "axis_range",
+    "changed_metadata",
+    "known_values",
+    "metadata_view",
+    "probe_window",
+    "recorded_metadata",
+    "shown_value",
+    "unknown_name",
+]
 
 MAX_PROBED_BINS = 160
 UNKNOWN = "unknown"
+INDEX_AXES = ("subject", "task")  # chosen by name
 
 
 @dataclass(frozen=True)
@@ -229,6 +245,95 @@ def axis_range(axis: str, recorded: float) -> tuple[float, float]:
     if axis in SITE_AXES:
         return (math.floor(at) - 10.0, math.ceil(at) + 10.0)
     return (min(0.0, at) - 30.0, max(at, 0.0) + 90.0)
+
+
+def recorded_metadata(processor: RPNTProcessor, recording: Recording) -> NDArray[np.float32]:
+    """Gives what a recording says of its sites, subject, day and task.
+
+    Args:
+        processor ([`RPNTProcessor`]): Of the decoder.
+        recording (`Recording`): The recording.
+
+    Returns:
+        `np.ndarray` of shape `(sites, axes)`: Coordinates, NaN where unknown.
+    """
+    return processor.metadata(
+        recording.site_positions, len(recording.site_ids), recording.session_id, recording.subject_id,
+        recording.task, recording.recording_date,
+    )  # fmt: skip
+
+
+def known_values(processor: RPNTProcessor, axis: str) -> list[str]:
+    """Names the subjects or tasks that a decoder knows.
+
+    Args:
+        processor ([`RPNTProcessor`]): Of the decoder.
+        axis (`str`): "subject" or "task".
+
+    Returns:
+        `list[str]`: Names, in the order of their numbers.
+    """
+    return list(processor.subjects if axis == "subject" else processor.tasks)
+
+
+def shown_value(processor: RPNTProcessor, axis: str, value: float) -> str | float:
+    """Gives what a control shows of a coordinate.
+
+    Args:
+        processor ([`RPNTProcessor`]): Of the decoder.
+        axis (`str`): Name of the axis.
+        value (`float`): Coordinate, NaN where unknown.
+
+    Returns:
+        `str` or `float`: A name, or a number of two decimals; where it is unknown, that word or 0.
+    """
+    if axis in INDEX_AXES:
+        return UNKNOWN if math.isnan(value) else known_values(processor, axis)[int(value)]
+    return 0.0 if math.isnan(value) else round(float(value), 2)
+
+
+def unknown_name(axis: str) -> str:
+    """Names what a visitor treats as unknown: the place of a site as a whole.
+
+    Args:
+        axis (`str`): Name of the axis.
+
+    Returns:
+        `str`: The name.
+    """
+    return "site position" if axis in SITE_AXES else axis
+
+
+def changed_metadata(
+    processor: RPNTProcessor, recording: Recording, stated: Mapping[str, str | float], site: int
+) -> dict[tuple[int, str], float]:
+    """Turns what controls say into coordinates that differ from the recorded ones.
+
+    Args:
+        processor ([`RPNTProcessor`]): Of the decoder.
+        recording (`Recording`): The recording.
+        stated (`Mapping[str, str | float]`): Of each axis a name, a number, or `UNKNOWN`.
+        site (`int`): Site whose place is stated; all else holds for every site.
+
+    Returns:
+        `dict[tuple[int, str], float]`: For `probe_window`: coordinate by site and axis, NaN for unknown. A
+        control that shows the recorded value, rounded, changes nothing.
+    """
+    recorded = recorded_metadata(processor, recording)
+    changed: dict[tuple[int, str], float] = {}
+    for axis, value in stated.items():
+        if value == UNKNOWN:
+            number = math.nan
+        elif axis in INDEX_AXES:
+            number = float(known_values(processor, axis).index(str(value)))
+        else:
+            number = float(value)
+        for one in [site] if axis in SITE_AXES else range(len(recorded)):
+            before = float(recorded[one, processor.metadata_axes.index(axis)])
+            both_unknown = math.isnan(before) and math.isnan(number)
+            if not both_unknown and (math.isnan(before) or shown_value(processor, axis, before) != value):
+                changed[one, axis] = number
+    return changed
 
 
 def metadata_view(

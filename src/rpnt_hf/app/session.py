@@ -58,6 +58,7 @@ class Session:
         self.lock = threading.RLock()
         self.recording: Recording | None = None
         self.recording_name = ""
+        self.remark: str | None = None
         self.uploaded: tuple[str, Recording] | None = None
         self.checkpoint = ""
         self.model: Any = None
@@ -111,6 +112,8 @@ class Session:
     def open_upload(self, path: str | Path) -> str:
         """Reads an uploaded NWB file and removes it; a file that cannot be read leaves all as it was.
 
+        Spikes that are out of order or come twice are repaired, and `remark` says so.
+
         Args:
             path (`str` or `Path`): Where the upload lies.
 
@@ -120,23 +123,30 @@ class Session:
         Raises:
             RecordingError: It is not NWB, truncated, or breaks a rule of recordings.
         """
-        path = Path(path)
+        path, remark = Path(path), None
         try:
-            recording = read_nwb(path)
-        except RecordingError as error:
-            # The visitor knows the file by its name, not by where this machine put it.
-            raise RecordingError(str(error).replace(str(path), path.name)) from error
+            try:
+                recording = read_nwb(path)
+            except RecordingError as error:
+                # The visitor knows the file by its name, not by where this machine put it.
+                remark = str(error).replace(str(path), path.name)
+                try:
+                    recording = read_nwb(path, repair_spikes=True)
+                except RecordingError:
+                    raise RecordingError(remark) from error
+                remark += " This page has done so."
         finally:
             path.unlink(missing_ok=True)
         name = f"Uploaded: {path.name}"
         self.uploaded = (name, recording)
         self._take(name, recording)
+        self.remark = remark
         return name
 
     def _take(self, name: str, recording: Recording) -> None:
         with self.lock:
             self.live_run += 1
-            self.recording_name, self.recording = name, recording
+            self.recording_name, self.recording, self.remark = name, recording, None
             self._decoded = self.attention = None
 
     def open_checkpoint(self, name: str) -> None:

@@ -54,22 +54,22 @@ def note(paragraph: str | None, kind: str = "") -> dict[str, str]:
 
 
 def advise(session: Session, obstacle: str | None) -> str | None:
-    """Says what to do about a recording that the decoder cannot decode.
+    """Says what was done to a recording, and what to do about one that the decoder cannot decode.
 
     Args:
         session ([`Session`]): With recording and decoder.
         obstacle (`str`, *optional*): From `Session.obstacle`.
 
     Returns:
-        `str` or `None`: One paragraph; None where there is no obstacle.
+        `str` or `None`: One paragraph; None where there is nothing to say.
     """
     recording, _, processor = session.loaded()
-    if obstacle is None or recording.session_id in processor.sessions:
-        return obstacle
-    return (
-        f"This decoder has not learned the units of session '{recording.session_id}'. Train a decoder of it "
-        "in the tab Finetune, or choose another one above; all other views work."
-    )
+    if obstacle is not None and recording.session_id not in processor.sessions:
+        obstacle = (
+            f"This decoder has not learned the units of session '{recording.session_id}'. Train a decoder of "
+            "it in the tab Finetune, or choose another one above; all other views work."
+        )
+    return " ".join(filter(None, [session.remark, obstacle])) or None
 
 
 def describe_progress(progress: dict[str, Any]) -> str:

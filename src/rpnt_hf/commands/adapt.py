@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from rpnt_hf.commands.output import print_json, print_text
+from rpnt_hf.commands.output import picture_path, print_json, print_text
 from rpnt_hf.errors import CheckpointError
 
 DESCRIPTION = """\
@@ -17,12 +17,13 @@ a minute of unlabelled activity says that they belong now, which also gives new 
 EXAMPLES = """\
 examples:
   rpnt adapt decoder TUESDAY.nwb --out tuesday_decoder
-  rpnt adapt decoder TUESDAY.nwb --reference MONDAY.nwb --out tuesday_decoder
+  rpnt adapt decoder TUESDAY.nwb --reference MONDAY.nwb --out tuesday_decoder --plot tuesday.png
   rpnt decode tuesday_decoder TUESDAY.nwb
 
 The last line of the output is JSON: reference (the session that units came from), seconds, and with
 --reference shared_units, new_units, factors, misfit (0 to 1, of the same units in both recordings),
-shuffled_misfit (of units paired at random) and moved (mean part of the way that the shared units went).
+shuffled_misfit (of units paired at random) and moved (mean part of the way that the shared units went). The
+behaviour of the new recording, where it has one, is only drawn.
 """
 
 
@@ -43,13 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=60.0, metavar="S", help="activity to look at (default 60)"
     )
+    parser.add_argument(
+        "--plot", type=picture_path, metavar="FILE.png", help="draw what it now decodes of the new session"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs `rpnt adapt`.
 
     Args:
-        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out`, `reference` and `seconds`.
+        arguments (`argparse.Namespace`): `checkpoint`, `recording`, `out`, `reference`, `seconds` and
+            `plot`.
 
     Raises:
         CheckpointError: The checkpoint is no decoder, shares no units with the recording, or `out` is in use.
@@ -73,4 +78,11 @@ def run(arguments: argparse.Namespace) -> None:
     facts = adapt_decoder(model, processor, recording, reference, arguments.seconds)
     save_decoder(model, processor, arguments.out)
     print_text(arguments, arguments.out)
+    if arguments.plot is not None:
+        from rpnt_hf.analysis.plots import plot_predictions, save_figure
+        from rpnt_hf.decoding import decode_recording, target_unit
+
+        table = decode_recording(model, processor, recording)
+        figure = plot_predictions(table, target_unit(model), f"Session {recording.session_id}")
+        print_text(arguments, save_figure(figure, arguments.plot))
     print_json({**facts, "seconds": round(time.perf_counter() - began, 3)})

@@ -5,7 +5,7 @@ import dataclasses
 import time
 from pathlib import Path
 
-from rpnt_hf.commands.output import print_json, print_text, write_table
+from rpnt_hf.commands.output import picture_path, print_json, print_text, table_path, write_table
 
 DESCRIPTION = "Decode movement from an NWB file; score it where the file has the behaviour."
 EXAMPLES = """\
@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub id of a decoder")
     parser.add_argument("recording", type=Path, metavar="FILE.nwb", help="recording to decode")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write one row per bin, .parquet or .csv; replaces the file"
+        "--out", type=table_path, metavar="FILE", help="write one row per bin, .parquet or .csv; may exist"
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw decoded and true movement of 30 s"
+        "--plot", type=picture_path, metavar="FILE.png", help="draw decoded and true movement of 30 s"
     )
     parser.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
     parser.add_argument(
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         InputError: The recording does not fit the checkpoint.
     """
     from rpnt_hf.data.nwb import read_nwb
-    from rpnt_hf.decoding import decode_recording, score_table
+    from rpnt_hf.decoding import decode_recording, score_table, target_unit
     from rpnt_hf.hub import load_decoder
 
     began = time.perf_counter()
@@ -73,7 +73,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         from rpnt_hf.analysis.plots import plot_predictions, save_figure
 
-        unit = (model.config.target_units or [""])[0]
-        title = f"Session {recording.session_id}"
-        print_text(arguments, save_figure(plot_predictions(table, unit, title), arguments.plot))
+        figure = plot_predictions(table, target_unit(model), f"Session {recording.session_id}")
+        print_text(arguments, save_figure(figure, arguments.plot))
     print_json({**scores, "num_bins": len(table), "seconds": seconds})

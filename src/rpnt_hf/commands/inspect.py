@@ -1,10 +1,11 @@
 """`rpnt inspect`: what is in a recording, a dataset or a checkpoint."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpnt_hf.commands.output import print_json, print_text
+from rpnt_hf.commands.output import picture_path, print_json, print_text
 from rpnt_hf.errors import RPNTError
 from rpnt_hf.scripts import find_reference_checkpoint
 
@@ -23,11 +24,13 @@ examples:
   rpnt inspect recording.nwb --plot recording.png
   rpnt inspect dataset
   rpnt inspect rpnt-tiny-synthetic-decoder --json
+  rpnt inspect demo_out/decoder --plot training.png
   rpnt inspect demo_out/decoder --on recording.nwb --plot kernels.png
 
 The picture shows: of a file, spikes, behaviour and rates; of a dataset, minutes and rates of every session;
-of a checkpoint, the kernels of its context attention (where it has none, its attention) on the recording
-after --on, else on random spikes.
+of a checkpoint, loss and score over its training where that left a `history.json`; with --on, or without that
+file, the kernels of its context attention (where it has none, its attention) on that recording, or on random
+spikes.
 """
 
 
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "thing", metavar="FILE.nwb|DATASET|CHECKPOINT", help="a file, a folder, a bundled name or a Hub id"
     )
     parser.add_argument("--dataset-config", metavar="NAME", help="part of a dataset (all)")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
+    parser.add_argument("--plot", type=picture_path, metavar="FILE.png", help="draw it")
     parser.add_argument(
         "--on", type=Path, metavar="FILE.nwb", help="recording on which --plot shows a checkpoint"
     )
@@ -88,11 +91,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _draw_checkpoint(checkpoint: str, on: Path | None) -> "Figure":
-    """Draws the context kernels of a checkpoint, or its attention where it has none."""
-    from rpnt_hf.analysis.plots import plot_attention, plot_context_kernels
+    """Draws how a checkpoint was trained, or its context kernels, or its attention where it has none."""
+    from rpnt_hf.analysis.plots import plot_attention, plot_context_kernels, plot_training_curves
     from rpnt_hf.data.nwb import read_nwb
     from rpnt_hf.inspection.checkpoint import checkpoint_maps
 
+    history = Path(checkpoint) / "history.json"
+    if on is None and history.is_file():
+        return plot_training_curves(json.loads(history.read_text(encoding="utf-8")))
     recording = None if on is None else read_nwb(on)
     maps = checkpoint_maps(checkpoint, recording)
     data = "random spikes" if recording is None else recording.session_id

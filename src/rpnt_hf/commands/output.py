@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rpnt_hf.analysis import PICTURES
 from rpnt_hf.disk import explain_disk_errors
 from rpnt_hf.errors import DiskError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TABLES = (".csv", ".parquet")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,42 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print the result as one line of JSON, and no text"
     )
     group.add_argument("--quiet", action="store_true", help="only warnings and errors; no progress bars")
+
+
+def picture_path(name: str) -> Path:
+    """Reads the file after `--plot`, before any work is done.
+
+    Args:
+        name (`str`): The word of the command line.
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        ArgumentTypeError: Its ending is no format of pictures.
+    """
+    return _path_with_ending(name, PICTURES)
+
+
+def table_path(name: str) -> Path:
+    """Reads the name of a table, before any work is done.
+
+    Args:
+        name (`str`): The word of the command line.
+
+    Returns:
+        `Path`: The file.
+
+    Raises:
+        ArgumentTypeError: Its ending is no format of tables.
+    """
+    return _path_with_ending(name, TABLES)
+
+
+def _path_with_ending(name: str, endings: tuple[str, ...]) -> Path:
+    if Path(name).suffix.lower() not in endings:
+        raise argparse.ArgumentTypeError(f"the file must end in {' or '.join(endings)}, got '{name}'")
+    return Path(name)
 
 
 def print_text(arguments: argparse.Namespace, text: object) -> None:
@@ -66,7 +105,7 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
 
     Args:
         table (`pd.DataFrame`): What to write.
-        path (`Path`): File to write; its folder is made where it is missing.
+        path (`Path`): From `table_path`; its folder is made where it is missing.
 
     Raises:
         DiskError: It cannot be written.
@@ -75,7 +114,7 @@ def write_table(table: "pd.DataFrame", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
             unfinished = Path(folder) / path.name
-            if path.suffix == ".csv":
+            if path.suffix.lower() == ".csv":
                 table.to_csv(unfinished, index=False)
             else:
                 table.to_parquet(unfinished, index=False)

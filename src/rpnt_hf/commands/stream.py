@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from rpnt_hf.commands.output import print_json, print_text, write_table
+from rpnt_hf.commands.output import picture_path, print_json, print_text, table_path, write_table
 
 DESCRIPTION = "Replay an NWB file through a decoder bin by bin, as in a closed loop, and time every step."
 EXAMPLES = """\
@@ -36,8 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", choices=("torch", "onnx"), help="what computes a step (default: the faster)"
     )
     parser.add_argument("--session-id", metavar="ID", help="session of the checkpoint whose units these are")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write one row per bin, .parquet or .csv")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the decoded and the true trace")
+    parser.add_argument(
+        "--out", type=table_path, metavar="FILE", help="write one row per bin, .parquet or .csv"
+    )
+    parser.add_argument(
+        "--plot", type=picture_path, metavar="FILE.png", help="draw the decoded and the true trace"
+    )
     parser.add_argument(
         "--repair-spikes",
         action="store_true",

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rpnt_hf.analysis.plots import plot_sessions, save_figure
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.rows import row_counts, row_site_observed
 from rpnt_hf.data.schema import FEATURES
@@ -176,8 +177,27 @@ def evaluate_cross_site(
         "table": table,
         "tables": {"Comparisons over targets": compare_arms(table)},
         "failed": failed,
+        "figures": _draw(table, out),
     }
     return write_report(results, out, "results")
+
+
+def _draw(table: Sequence[Mapping[str, Any]], out: Path) -> list[str]:
+    """Draws the score of every arm at every site, one picture for each amount, and lists their names."""
+    names = []
+    for amount in dict.fromkeys(row["amount"] for row in table):
+        scores: dict[str, dict[str, list[float]]] = {}
+        for row in table:
+            if row["amount"] == amount:
+                arm = f"{row['decoder']}, {row['coordinates']}"
+                scores.setdefault(arm, {}).setdefault(row["target"], []).append(row["r2"])
+        means = {
+            arm: {target: float(np.mean(values)) for target, values in by_target.items()}
+            for arm, by_target in scores.items()
+        }
+        figure = plot_sessions(means, f"Sites never seen, training data: {amount}")
+        names.append(save_figure(figure, out / f"sites_{_safe(amount.replace('%', ' percent'))}.png").name)
+    return names
 
 
 def compare_arms(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

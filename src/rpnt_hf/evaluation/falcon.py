@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rpnt_hf.analysis.plots import plot_sessions, save_figure
 from rpnt_hf.data.loading import load_rows, view_rows
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.errors import ConfigurationError, DatasetError, InputError
@@ -254,6 +255,10 @@ def evaluate_falcon(
                 "normalised latency": float(np.mean(latencies)),
             }
         )
+    scores_by_group: dict[str, dict[str, float]] = {}
+    for entry in table:
+        scores_by_group.setdefault(entry["group"], {})[entry["session"]] = entry["R2 (variance-weighted)"]
+    figure = plot_sessions(scores_by_group, "FALCON interface, variance-weighted")
     results = {
         "title": "FALCON interface on local sessions",
         "summary": (
@@ -264,5 +269,6 @@ def evaluate_falcon(
         "tables": {"Groups": groups, "Sessions": table},
         "groups": groups,
         "sessions": table,
+        "figures": [save_figure(figure, Path(out) / "sessions.png").name],
     }
     return write_report(results, Path(out), name="results")

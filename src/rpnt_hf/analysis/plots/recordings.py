@@ -267,11 +267,16 @@ def _draw_rates(axes: Axes, recording: "Recording") -> None:
         axes.plot(np.arange(place, place + len(values)), values, ".", color=color, markersize=4)
         place += len(values)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_ylim(bottom=-0.02)
+    if rates.min() < 0.1:
+        axes.set_yscale("symlog", linthresh=0.1)
+        axes.set_ylim(bottom=-0.02)
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(10 ** np.floor(np.log10(rates.min())), 10 ** np.ceil(np.log10(rates.max() + 1e-9)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("unit, by site and rate" if len(present) > 1 else "unit, by rate")
     axes.set_ylabel("mean rate (spikes/s)")
-    axes.set_title(f"Rates: median {np.median(rates):.1f}, {int((rates == 0).sum())} silent")
+    axes.set_title(f"Rates: median {np.median(rates):.1f} spikes/s, {int((rates == 0).sum())} silent")
     axes.grid(axis="y", color=LIGHT, linewidth=0.5)
 
 
@@ -286,14 +291,16 @@ def _draw_timeline(
     seen = seconds > 0.1 * np.diff(edges)
     rates = np.histogram(spikes, edges)[0] / np.where(seen, seconds, np.nan)
     axes.stairs(rates, edges, color=COLORS[0], linewidth=1.0, baseline=None)
-    gaps = zip(recording.obs_intervals[:-1, 1], recording.obs_intervals[1:, 0], strict=True)
+    gaps = np.stack([recording.obs_intervals[:-1, 1], recording.obs_intervals[1:, 0]], axis=1)
+    gaps = gaps[np.diff(gaps, axis=1)[:, 0] > 2 * (edges[1] - edges[0])]  # shorter ones would be a grey haze
     for begin, end in gaps:
-        if end - begin > 2 * (edges[1] - edges[0]):  # shorter ones would be a grey haze
-            axes.axvspan(begin, end, color=GREY, alpha=0.4, linewidth=0)
+        axes.axvspan(begin, end, color=GREY, alpha=0.4, linewidth=0)
     axes.axvspan(*window, color=COLORS[1], alpha=0.35, linewidth=0)
     axes.set_xlim(first, last)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("time in the session (s); orange: shown above, grey: not observed")
+    axes.set_xlabel(
+        "time in the session (s); orange: shown above" + (", grey: not observed" if len(gaps) else "")
+    )
     axes.set_ylabel("spikes/s,\nall units", fontsize=7.5)
     axes.yaxis.set_major_locator(MaxNLocator(3))
 

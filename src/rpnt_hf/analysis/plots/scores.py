@@ -7,9 +7,12 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from rpnt_hf.analysis.plots.style import COLORS, GREY, LIGHT, MARKERS, STYLE, STYLES, new_figure
+from rpnt_hf.analysis.plots.style import BLACK, COLORS, GREY, LIGHT, MARKERS, STYLE, STYLES, new_figure
 from rpnt_hf.errors import InputError
+
+MAX_NAMED_SESSIONS = 12
 
 
 def plot_training_curves(
@@ -80,24 +83,28 @@ def plot_amounts(
         title (`str`, *optional*): What stands above it.
 
     Returns:
-        `Figure`: The picture; R2 below 0 is drawn at the lower edge.
+        `Figure`: The picture. Decoders stand a little beside one another; R2 below 0 is drawn at the lower
+        edge.
 
     Raises:
         InputError: There is no point.
     """
     if not any(curves.values()):
         raise InputError("`curves` must hold at least one point, got none. Pass scores of finished runs.")
+    shown = {name: np.asarray(sorted(points), dtype=float) for name, points in curves.items() if len(points)}
     with rc_context(STYLE):
-        figure = new_figure(4.8, 3.4)
+        figure = new_figure(5.8, 3.4)
         axes = figure.subplots()
-        for index, (name, points) in enumerate(curves.items()):
-            if not len(points):
-                continue
-            trials, scores, low, high = np.asarray(sorted(points), dtype=float).T
-            color, style = COLORS[index % len(COLORS)], STYLES[index // len(COLORS) % len(STYLES)]
-            marker = MARKERS[index % len(MARKERS)]
-            axes.plot(trials, scores, color=color, linestyle=style, marker=marker, markersize=4, label=name)
-            axes.fill_between(trials, low, high, color=color, alpha=0.15, linewidth=0)
+        for index, (name, points) in enumerate(shown.items()):
+            trials, *scores = points.T
+            middle, low, high = _at_least_zero(*scores)
+            aside = 1.02 ** (index - (len(shown) - 1) / 2)  # so that intervals do not hide each other
+            ends = np.maximum([middle - low, high - middle], 0.0)
+            axes.errorbar(
+                trials * aside, middle, ends, elinewidth=0.9, markersize=4,
+                color=COLORS[index % len(COLORS)], marker=MARKERS[index % len(MARKERS)],
+                linestyle=STYLES[index // len(COLORS) % len(STYLES)], label=name,
+            )  # fmt: skip
         axes.set_xscale("log")
         ticks: list[float] = []
         for amount in sorted({float(point[0]) for points in curves.values() for point in points}):
@@ -105,24 +112,24 @@ def plot_amounts(
                 ticks.append(amount)
         axes.set_xticks(ticks, [f"{amount:g}" for amount in ticks])
         axes.minorticks_off()
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
         axes.set_xlabel("training trials")
-        axes.set_ylabel("test $R^2$ (95 % interval)")
+        axes.set_ylabel(_score_name(any((points[:, 1:] < 0).any() for points in shown.values()), True))
         axes.set_title(title)
         axes.grid(axis="y", color=LIGHT, linewidth=0.5)
-        axes.legend(loc="lower right", fontsize=7.5)
+        figure.legend(loc="outside right upper", fontsize=7.5)
     return figure
 
 
 def plot_sessions(scores: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
-    """Draws the score of every decoder on every session, lines joining the same session.
+    """Draws the score of every decoder on every session; thin lines join the same session.
 
     Args:
         scores (`Mapping[str, Mapping[str, float]]`): Decoder to session to R2; a session may be absent.
         title (`str`, *optional*): What stands above it.
 
     Returns:
-        `Figure`: The picture.
+        `Figure`: The picture, with the mean over sessions as a bar; R2 below 0 is drawn at the lower edge.
+        More than twelve sessions are grey, and not named.
 
     Raises:
         InputError: There is no score.
@@ -130,20 +137,36 @@ def plot_sessions(scores: Mapping[str, Mapping[str, float]], title: str = "") ->
     sessions = sorted({session for values in scores.values() for session in values})
     if not sessions:
         raise InputError("`scores` must hold at least one session, got none. Pass scores of finished runs.")
+    table = np.array(
+        [[by_session.get(session, np.nan) for session in sessions] for by_session in scores.values()],
+        dtype=float,
+    )
+    few = len(sessions) <= MAX_NAMED_SESSIONS
     with rc_context(STYLE):
-        figure = new_figure(max(3.2, 0.75 * len(scores) + 2.2), 3.4)
+        figure = new_figure(0.55 * len(scores) + 3.2, 3.4)
         axes = figure.subplots()
         places = np.arange(len(scores))
-        for index, session in enumerate(sessions):
-            values = [by_session.get(session, np.nan) for by_session in scores.values()]
-            color = COLORS[index % len(COLORS)]
-            marker = MARKERS[index % len(MARKERS)]
-            axes.plot(places, values, color=color, marker=marker, markersize=4, linewidth=1.0, label=session)
+        for index, values in enumerate(_at_least_zero(*table.T)):
+            color = COLORS[index % len(COLORS)] if few else GREY
+            marker = MARKERS[index % len(MARKERS)] if few else "."
+            label = sessions[index] if few else f"{len(sessions)} sessions" if index == 0 else None
+            axes.plot(places, values, marker, color=color, markersize=4.5, label=label, zorder=3)
+            if len(sessions) > 1:
+                axes.plot(places, values, color=color, linewidth=0.7, alpha=0.4)
+        if len(sessions) > 1:
+            for place, values in zip(places, table, strict=True):
+                mean = max(float(np.nanmean(values)), 0.0) if np.isfinite(values).any() else np.nan
+                label = "mean" if place == 0 else None
+                axes.plot(
+                    place + np.array([-0.28, 0.28]), [mean, mean], color=BLACK, linewidth=2.2, label=label
+                )
         axes.set_xticks(places, list(scores), rotation=30, ha="right")
-        axes.set_ylabel("test $R^2$")
+        axes.set_xlim(-0.5, len(scores) - 0.5)
+        axes.set_ylabel(_score_name(bool((table < 0).any()), False))
         axes.set_title(title)
         axes.grid(axis="y", color=LIGHT, linewidth=0.5)
-        axes.legend(loc="lower right", fontsize=6.5)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right upper", fontsize=7.5)
     return figure
 
 
@@ -176,6 +199,17 @@ def plot_calibration(coverage: Mapping[str, Sequence[tuple[float, float]]]) -> F
         axes.set_title("Calibration")
         axes.legend(loc="upper left")
     return figure
+
+
+def _at_least_zero(*scores: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Moves R2 below 0, which may be any number, to the lower edge."""
+    return [np.maximum(values, 0.0) for values in scores]
+
+
+def _score_name(has_negative: bool, has_intervals: bool) -> str:
+    """Names the axis of R2."""
+    notes = ["95 % interval"] * has_intervals + ["below 0 at the edge"] * has_negative
+    return "test $R^2$" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _readable(key: str) -> str:

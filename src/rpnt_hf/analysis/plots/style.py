@@ -15,12 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from rpnt_hf.analysis import PICTURES
+from rpnt_hf.errors import InputError
+
 # Okabe and Ito (2008): distinct with any colour vision.
 BLACK, GREY, LIGHT = "#1a1a1a", "#6b6b6b", "#c9ccd1"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DIRECTION_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#A8A000", "#E69F00", "#D55E00", "#CC79A7", "#7A4DA0")
 STYLES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (1.2, 1.2)), (0, (6, 1.2, 1.2, 1.2)))
-MARKERS = ("o", "s", "^", "D", "v", "P")  # with the colours, for print in grey
+# With the colours, for print in grey: one more than these, so that what comes after six differs too.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
@@ -61,8 +65,13 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 
     Returns:
         `Path`: The file.
+
+    Raises:
+        InputError: The ending is no format of pictures.
     """
     path = Path(path)
+    if path.suffix.lower() not in PICTURES:
+        raise InputError(f"`path` must end in {' or '.join(PICTURES)}, got '{path}'. Choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         unfinished = Path(folder) / path.name
