@@ -43,6 +43,8 @@ BIN_SIZE, MIN_UNITS = 0.02, 15
 SPLITS = ("train", "validation", "test")
 RANKS, RIDGES, FLOORS = (1, 2, 4, 8, 16), (1.0, 10.0, 100.0, 1000.0), (0.02, 0.1, 0.3)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+MASKING = {"site_mask_probability": 0.4, "min_visible_bins": 4}  # whole areas are hidden at the end
+LEARNING_RATE = 0.003
 LAGS = 2  # bins of the past that the linear predictor sees, beside the present one
 NUM_RESAMPLES = 1000
 
@@ -81,6 +83,8 @@ def pretrain(data: Path, out: Path, num_spatial_layers: int, options: argparse.N
     argv = ["--config", str(config), "--data", str(data), "--output_dir", str(out), "--cpu", "true"]
     argv += ["--model", json.dumps(fields), "--window_bins", str(max(rows["num_bins"])), "--seed", "0"]
     argv += ["--epochs", str(options.epochs), "--validate_every", "50", "--unit_dropout", "0.2"]
+    argv += ["--masking", json.dumps(MASKING), "--batch_size", "16"]
+    argv += ["--optimizer.learning_rate", str(LEARNING_RATE)]
     load_script("training/pretrain.py").main(argv)
     return out
 

@@ -9,11 +9,11 @@ import torch
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.analysis.connectivity import (
+    Occlusion,
     attention_rollout,
     compare_with_shuffles,
     load_pretrained,
     map_connectivity,
-    occlusion,
     write_connectivity,
 )
 from rpnt_hf.analysis.site_statistics import lagged_regression, partial_correlation, rate_correlation
@@ -90,7 +90,9 @@ def test_windows_begin_before_the_event_and_end_with_the_trial(rows):
 def test_shuffles_keep_the_trials_of_a_site_and_their_condition_and_part_the_sites():
     counts = np.arange(12)[:, None, None, None] + 20 * np.arange(3)[:, None, None] + np.zeros((12, 3, 2, 1))
     windows = make_windows(counts, ["a", "b"] * 6)
-    shuffled = windows.shuffled(np.random.default_rng(0)).spike_counts[:, :, 0, 0].astype(int)
+    shuffled = (
+        windows.reordered(windows.draw_order(np.random.default_rng(0))).spike_counts[:, :, 0, 0].astype(int)
+    )
     for site in range(3):
         own = shuffled[:, site] - 20 * site
         assert sorted(own) == list(range(12)) and (own % 2 == np.arange(12) % 2).all()
@@ -141,28 +143,50 @@ def test_the_test_holds_its_rate_of_false_discoveries():
     assert np.mean(discoveries) <= 0.12  # 0.05 expected; 0.12 is beyond the 99.8th percentile
 
 
-class Copier(torch.nn.Module):
-    """Predicts at site 1 the counts that site 0 had two bins before, where these are not hidden."""
+def brute_force(model, windows, hidden_every):
+    """Occlusion by whole passes of the model, one for each turn and source."""
+    S, (batch,) = windows.num_sites, windows.batches(windows.num_windows)
+    saved = np.zeros((S, S))
 
-    device = torch.device("cpu")
+    @torch.inference_mode()
+    def nats(masked, scored):
+        rates = model(**batch, masked_bins=masked).log_rates
+        lost = (rates.exp() - batch["spike_counts"] * rates) * (scored & batch["bin_mask"])[..., None]
+        return lost.double().sum(dim=(0, 2, 3)).numpy()
 
-    def forward(self, spike_counts, masked_bins, **_):
-        past = torch.roll(spike_counts[:, 0].float().masked_fill(masked_bins[:, 0, :, None], 1.0), 2, dims=1)
-        log_rates = torch.zeros(spike_counts.shape)
-        log_rates[:, 1] = past.clamp_min(0.1).log()
-        return type("Output", (), {"log_rates": log_rates})
+    for turn in range(hidden_every):
+        hidden = (torch.arange(windows.num_bins) % hidden_every == turn).expand(batch["bin_mask"].shape)
+        for source in range(S):
+            blind = hidden.clone()
+            blind[:, source] = True
+            saved[:, source] += nats(blind, hidden) - nats(hidden, hidden)
+    entries = batch["bin_mask"].sum(dim=(0, 2)).numpy() * windows.unit_mask.sum(axis=1)
+    np.fill_diagonal(saved, np.nan)
+    return saved / entries[:, None]
 
 
-def test_occlusion_finds_the_source_that_a_model_uses_and_no_other():
-    rng = np.random.default_rng(2)
-    counts = rng.poisson(1.0, (40, 3, 30, 4))
-    counts[:, 1, 2:] = counts[:, 0, :-2]
-    windows = make_windows(counts)
-    hidden = rng.random(windows.bin_mask.shape) < 0.2
-    hidden[:, 0] = False
-    values = occlusion(Copier(), windows, hidden, slice(2, 30), batch_size=16)
-    assert values[1, 0] > 0.3
-    assert abs(values[1, 2]) < 1e-9 and np.isnan(values[0]).all() and np.isnan(values[1, 1])
+def test_occlusion_is_what_whole_passes_of_the_model_give(rows, pretrained):
+    model, processor = load_pretrained(pretrained)
+    with torch.no_grad():  # an untrained model hardly looks at its input
+        for layer in model.model.spatial_layers:
+            layer.attention.o_proj.weight.mul_(20)
+    windows = cut_site_windows(rows, processor, 20)
+    occlusion = Occlusion(model, windows, slice(0, 20), hidden_every=3, batch_size=4)
+    values = occlusion.map()
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_allclose(values, brute_force(model, windows, 3), rtol=1e-3, atol=1e-8)
+    assert abs(values[off]).min() > 1e-6
+    order = windows.draw_order(np.random.default_rng(0))
+    shuffled = Occlusion(model, windows.reordered(order), slice(0, 20), hidden_every=3).map()
+    np.testing.assert_allclose(occlusion.map(order), shuffled, rtol=1e-3, atol=1e-8)
+    assert abs(occlusion.map(order) - values)[off].max() > 1e-6
+
+
+def test_occlusion_does_not_let_a_site_be_told_by_what_others_do_at_the_same_time(rows, pretrained):
+    model, processor = load_pretrained(pretrained)
+    windows = cut_site_windows(rows, processor, 20)
+    alone = Occlusion(model, windows, slice(0, 1))  # the first bin has no past
+    assert abs(np.nan_to_num(alone.map())).max() < 1e-8
 
 
 def test_attention_is_averaged_over_bins_and_adds_up_to_one(rows, pretrained):
@@ -222,6 +246,8 @@ def test_options_out_of_range_and_single_sites_are_refused(rows, pretrained):
         map_connectivity(model, processor, rows, estimators=["coherence"])
     with pytest.raises(ConfigurationError, match="`num_shuffles` must be at least 5"):
         map_connectivity(model, processor, rows, num_shuffles=2)
+    with pytest.raises(ConfigurationError, match="`hidden_every` at least 2"):
+        map_connectivity(model, processor, rows, hidden_every=1)
     with pytest.raises(ConfigurationError, match="`bins` must leave at least one"):
         map_connectivity(model, processor, rows, window_bins=20, bins=(30, 40))
     with pytest.raises(DatasetError, match="with 1 site"):

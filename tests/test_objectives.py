@@ -64,6 +64,15 @@ def test_whole_sites_are_hidden_at_the_asked_rate_and_one_always_stays():
     assert not draw([1], 1, 20, 5, site_mask_probability=1.0)[0].all()
 
 
+def test_windows_hide_the_same_bins_at_all_sites_at_the_asked_rate():
+    bins, units = draw(np.arange(2000), 3, 20, 8, same_bins_probability=0.4)
+    alike = (bins == bins[:, :1]).all((1, 2))
+    assert abs(alike.mean() - 0.4) < 0.04
+    assert (units == units[:, :1]).all((1, 2)).mean() < 0.1
+    free = draw(np.arange(2000), 3, 20, 8)[0]
+    assert (bins[~alike] == free[~alike]).all() and (bins[:, 0] == free[:, 0]).all()
+
+
 def test_masks_repeat_with_their_seed_whatever_else_is_in_the_batch():
     bins, units = draw([5, 6, 5], 2, 30, 7)
     alone_bins, alone_units = draw([5], 2, 30, 7)

@@ -23,6 +23,7 @@ def draw_masks(
     min_visible_bins: int = 1,
     min_visible_units: int = 1,
     site_mask_probability: float = 0.0,
+    same_bins_probability: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws which bins and units of each window are hidden, for each site (DESIGN 2.5).
 
@@ -39,13 +40,16 @@ def draw_masks(
         min_visible_units (`int`, *optional*, defaults to 1): Units that stay visible likewise.
         site_mask_probability (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that all bins of a site are hidden; at least one site stays.
+        same_bins_probability (`float`, *optional*, defaults to 0.0):
+            Probability in [0, 1] that a window hides the same bins at all sites: only the past is left to
+            tell of them, not what other sites do at the same time.
 
     Returns:
         `tuple`: `masked_bins` and `masked_units`, of the shapes of `bin_mask` and `unit_mask`, boolean, True
         = hidden and scored.
 
     Raises:
-        ConfigurationError: The probability is outside [0, 1], or a minimum is below 0.
+        ConfigurationError: A probability is outside [0, 1], or a minimum is below 0.
 
     Example:
         ```python
@@ -55,26 +59,31 @@ def draw_masks(
         ((2, 1, 20), (2, 1, 10))
         ```
     """
-    if not 0 <= site_mask_probability <= 1 or min_visible_bins < 0 or min_visible_units < 0:
+    probabilities = (site_mask_probability, same_bins_probability)
+    if not all(0 <= one <= 1 for one in probabilities) or min_visible_bins < 0 or min_visible_units < 0:
         raise ConfigurationError(
-            "`site_mask_probability` must lie in [0, 1] and the visible minima be 0 or more, got "
-            f"{site_mask_probability}, {min_visible_bins}, {min_visible_units}."
+            "`site_mask_probability` and `same_bins_probability` must lie in [0, 1] and the visible minima "
+            f"be 0 or more, got {site_mask_probability}, {same_bins_probability}, {min_visible_bins}, "
+            f"{min_visible_units}."
         )
     sites = np.arange(bin_mask.shape[1])
+    same = uniforms(seeds[:, None], "same bins", np.zeros(1, int)) < same_bins_probability  # (batch, 1)
 
-    def hide(purpose: str, present: np.ndarray, min_visible: int) -> np.ndarray:
+    def hide(purpose: str, present: np.ndarray, min_visible: int, alike: np.ndarray) -> np.ndarray:
         ratio = 0.01 + 0.98 * uniforms(seeds[:, None], f"{purpose} ratio", sites)
+        ratio = np.where(alike, ratio[:, :1], ratio)
         count = present.sum(axis=2)
         num_hidden = np.minimum(np.rint(ratio * count).astype(int), np.maximum(count - min_visible, 0))
         places = (sites[:, None] << 32) + np.arange(present.shape[2])
         keys = random_bits(seeds[:, None, None], purpose, places) >> np.uint64(1)
+        keys = np.where(alike[..., None], keys[:, :1], keys)
         keys = np.where(present, keys, np.uint64(2**64 - 1))
         last = np.maximum(num_hidden - 1, 0)[..., None]
         highest = np.take_along_axis(np.sort(keys, axis=2), last, axis=2)
         return present & (keys <= highest) & (num_hidden > 0)[..., None]
 
-    masked_bins = hide("masked bins", bin_mask, min_visible_bins)
-    masked_units = hide("masked units", unit_mask, min_visible_units)
+    masked_bins = hide("masked bins", bin_mask, min_visible_bins, same)
+    masked_units = hide("masked units", unit_mask, min_visible_units, np.zeros_like(same))
     if site_mask_probability:
         recorded = bin_mask.any(axis=2)
         draws = np.where(recorded, uniforms(seeds[:, None], "masked sites", sites), -1.0)

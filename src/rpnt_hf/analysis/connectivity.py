@@ -23,6 +23,7 @@ from scipy.stats import false_discovery_control
 
 from rpnt_hf.analysis.site_statistics import lagged_regression, partial_correlation, rate_correlation
 from rpnt_hf.analysis.site_windows import SiteWindows, cut_site_windows
+from rpnt_hf.attention_rpnt import RPNTSpatialAttention
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.errors import CheckpointError, ConfigurationError
 from rpnt_hf.hub import checkpoint_folder
@@ -33,16 +34,16 @@ __all__ = [
     "ESTIMATORS",
     "Connectivity",
     "ConnectivityMap",
+    "Occlusion",
     "attention_rollout",
     "compare_with_shuffles",
     "load_pretrained",
     "map_connectivity",
-    "occlusion",
     "write_connectivity",
 ]
 
 ESTIMATORS: Mapping[str, str] = {
-    "occlusion": "increase of the loss on hidden bins of the target when the source is hidden, nats an entry",
+    "occlusion": "nats an entry by which the past of the source helps to predict the target",
     "attention": "spatial attention of the target to the source, rolled out over layers",
     "rate_correlation": "root mean square correlation of the rates of their units",
     "partial_correlation": "the same of population modes, the other sites held fixed",
@@ -140,7 +141,7 @@ def map_connectivity(
     bins: tuple[int, int] | None = None,
     estimators: Sequence[str] = tuple(ESTIMATORS),
     num_shuffles: int = 20,
-    hidden_share: float = 0.25,
+    hidden_every: int = 4,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Connectivity:
@@ -159,10 +160,10 @@ def map_connectivity(
             None for all.
         estimators (`Sequence[str]`, *optional*): Names out of `ESTIMATORS`; all by default.
         num_shuffles (`int`, *optional*, defaults to 20): Shuffles of the trials of each site, at least 5.
-        hidden_share (`float`, *optional*, defaults to 0.25): Share of bins, in (0, 1), that occlusion hides
-            and scores.
+        hidden_every (`int`, *optional*, defaults to 4): Distance of the bins that occlusion hides at a time,
+            at least 2.
         batch_size (`int`, *optional*, defaults to 32): Windows at a time.
-        seed (`int`, *optional*, defaults to 0): Seed of shuffles and hidden bins.
+        seed (`int`, *optional*, defaults to 0): Seed of the shuffles.
 
     Returns:
         `Connectivity`: The maps.
@@ -178,10 +179,10 @@ def map_connectivity(
         raise ConfigurationError(
             f"`estimators` must be names out of {', '.join(ESTIMATORS)}, got {', '.join(unknown) or 'none'}."
         )
-    if num_shuffles < 5 or not 0 < hidden_share < 1 or batch_size < 1:
+    if num_shuffles < 5 or hidden_every < 2 or batch_size < 1:
         raise ConfigurationError(
-            "`num_shuffles` must be at least 5, `hidden_share` in (0, 1) and `batch_size` at least 1, got "
-            f"{num_shuffles}, {hidden_share} and {batch_size}."
+            "`num_shuffles` must be at least 5, `hidden_every` at least 2 and `batch_size` at least 1, got "
+            f"{num_shuffles}, {hidden_every} and {batch_size}."
         )
     if model.config.num_spatial_layers == 0 and set(estimators) & set(OF_MODEL):
         raise CheckpointError(
@@ -197,19 +198,23 @@ def map_connectivity(
             f"`bins` must leave at least one of the {windows.num_bins} bins of a window, got {bins}."
         )
     generator = np.random.default_rng(seed)
-    hidden = generator.random(windows.bin_mask.shape) < hidden_share
-    shuffles = [windows.shuffled(generator) for _ in range(num_shuffles)]
-    of: dict[str, Callable[[SiteWindows], Matrix]] = {
-        "occlusion": lambda data: occlusion(model, data, hidden, chosen, batch_size),
+    orders = [None, *(windows.draw_order(generator) for _ in range(num_shuffles))]
+    statistics: dict[str, Callable[[SiteWindows], Matrix]] = {
         "attention": lambda data: attention_rollout(model, data, chosen, batch_size),
         "rate_correlation": lambda data: rate_correlation(data, chosen),
         "partial_correlation": lambda data: partial_correlation(data, chosen),
         "lagged_regression": lambda data: lagged_regression(data, chosen),
     }
-    maps = {
-        name: compare_with_shuffles(of[name](windows), np.stack([of[name](one) for one in shuffles]))
-        for name in estimators
-    }
+    maps = {}
+    for name in estimators:
+        if name == "occlusion":
+            occlusion = Occlusion(model, windows, chosen, hidden_every, batch_size)
+            found = [occlusion.map(order) for order in orders]
+        else:
+            found = [
+                statistics[name](windows if order is None else windows.reordered(order)) for order in orders
+            ]
+        maps[name] = compare_with_shuffles(found[0], np.stack(found[1:]))
     settings = {
         "windows": windows.num_windows,
         "left_out_trials": windows.num_left_out,
@@ -219,7 +224,7 @@ def map_connectivity(
         "before": before,
         "bins": [chosen.start, chosen.stop],
         "num_shuffles": num_shuffles,
-        "hidden_share": hidden_share,
+        "hidden_every": hidden_every,
         "seed": seed,
         "false_discovery_rate": FALSE_DISCOVERY_RATE,
     }
@@ -320,60 +325,109 @@ def attention_rollout(
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def occlusion(
-    model: RPNTForPreTraining,
-    windows: SiteWindows,
-    hidden: NDArray[np.bool_],
-    bins: slice,
-    batch_size: int = 32,
-) -> Matrix:
-    """Measures how much worse a site's hidden bins are predicted when another site is hidden as well.
+class Occlusion:
+    """Measures how much worse a bin of a site is predicted from the past when another site is hidden.
 
-    Some bins of every site are hidden and scored; each site in turn is then hidden altogether. The target
-    keeps its own past and all other sites, so what a source adds is what nothing else tells: a map of
-    predictive influence in the sense of Granger, with the network in the place of the linear model.
+    Every `hidden_every`-th bin is hidden at all sites at once, in as many turns, so that each bin is scored
+    once; each site in turn is then hidden altogether. A bin is told by the past of its own site and of the
+    others, never by what others do at the same time, which follows from the target as well as it leads to
+    it. So what a source adds is what nothing else tells: predictive influence in the sense of Granger, with
+    the network in the place of the linear model.
+
+    Sites meet in the spatial stage only. What precedes it is computed once, and kept, for all sources and all
+    orders of the trials: two states of `hidden_size` for each window, site and bin that is scored.
 
     Args:
-        model (`RPNTForPreTraining`): Pretrained with `site_mask_probability` above 0, so that it knows hidden
-            sites.
+        model (`RPNTForPreTraining`): Pretrained with `site_mask_probability` and `same_bins_probability`
+            above 0, so that it knows hidden sites and hidden bins.
         windows (`SiteWindows`): What it sees.
-        hidden (`np.ndarray` of shape `(windows, sites, bins)`, bool): Bins that are hidden and scored.
-        bins (`slice`): Bins of the windows that are averaged.
+        bins (`slice`): Bins of the windows that are scored.
+        hidden_every (`int`, *optional*, defaults to 4): Distance of hidden bins, at least 2.
         batch_size (`int`, *optional*, defaults to 32): Windows at a time.
-
-    Returns:
-        `np.ndarray` of shape `(sites, sites)`: Nats per hidden entry of the target (row) that the source
-        (column) saves; NaN where they were never recorded together, and on the diagonal.
     """
-    S = windows.num_sites
-    total, count = np.zeros((S, S)), np.zeros((S, S))
-    for first, batch in zip(
-        range(0, windows.num_windows, batch_size), windows.batches(batch_size), strict=True
-    ):
-        masked = torch.from_numpy(hidden[first : first + batch_size]) & batch["bin_mask"]
-        scored = torch.zeros_like(masked)
-        scored[:, :, bins] = masked[:, :, bins]
-        entries = (scored.sum(dim=2) * batch["unit_mask"].sum(dim=2)).double().numpy()  # (B, S)
-        whole = _nats(model, batch, masked, scored)
-        for source in range(S):
-            occluded = masked.clone()
-            occluded[:, source] = batch["bin_mask"][:, source]
-            present = batch["bin_mask"][:, source].any(dim=1).numpy()[:, None]
-            total[:, source] += ((_nats(model, batch, occluded, scored) - whole) * present).sum(axis=0)
-            count[:, source] += (entries * present).sum(axis=0)
-    values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    np.fill_diagonal(values, np.nan)
-    return values
 
+    def __init__(
+        self,
+        model: RPNTForPreTraining,
+        windows: SiteWindows,
+        bins: slice,
+        hidden_every: int = 4,
+        batch_size: int = 32,
+    ) -> None:
+        self.model, self.windows, self.batch_size, self.bins = model, windows, batch_size, bins
+        turns = torch.arange(windows.num_bins) % hidden_every
+        seen, unseen = [], []
+        for batch in windows.batches(batch_size):
+            recorded = batch["bin_mask"]
+            unseen.append(self._alone(batch, recorded)[:, :, bins])
+            states = torch.empty_like(unseen[-1])
+            for turn in range(hidden_every):
+                hidden = turns == turn
+                states[:, :, hidden[bins]] = self._alone(batch, recorded & hidden)[:, :, bins][
+                    :, :, hidden[bins]
+                ]
+            seen.append(states)
+        self._seen, self._unseen = torch.cat(seen), torch.cat(unseen)  # (W, S, bins, D), on the CPU
 
-def _nats(
-    model: RPNTForPreTraining, batch: dict[str, torch.Tensor], masked: torch.Tensor, scored: torch.Tensor
-) -> Matrix:
-    """Poisson negative log-likelihood of scored bins, summed for each window and site, (B, S)."""
-    log_rates = _run(model, batch, masked_bins=masked).log_rates.double().cpu()
-    nats = log_rates.exp() - batch["spike_counts"] * log_rates
-    kept = scored[..., None] & batch["unit_mask"][:, :, None]
-    return nats.masked_fill(~kept, 0.0).sum(dim=(2, 3)).numpy()
+    def map(self, order: NDArray[np.int64] | None = None) -> Matrix:
+        """Makes the map, of the windows as they are or with the trials of each site in another order.
+
+        Args:
+            order (`np.ndarray` of shape `(windows, sites)`, *optional*): As of `SiteWindows.draw_order`.
+
+        Returns:
+            `np.ndarray` of shape `(sites, sites)`: Nats per entry of the target (row) that the source
+            (column) saves; NaN where they were never recorded together, and on the diagonal.
+        """
+        S = self.windows.num_sites
+        windows = self.windows if order is None else self.windows.reordered(order)
+        rows = torch.from_numpy(np.arange(windows.num_windows)[:, None] if order is None else order)
+        total, count = np.zeros((S, S)), np.zeros((S, S))
+        for index, batch in zip(
+            torch.arange(windows.num_windows).split(self.batch_size),
+            windows.batches(self.batch_size),
+            strict=True,
+        ):
+            batch["spike_counts"] = batch["spike_counts"][:, :, self.bins]
+            batch["bin_mask"] = batch["bin_mask"][:, :, self.bins]
+            seen, unseen = (kept[rows[index], torch.arange(S)] for kept in (self._seen, self._unseen))
+            entries = (batch["bin_mask"].sum(dim=2) * batch["unit_mask"].sum(dim=2)).double().numpy()
+            whole = self._nats(seen, batch)
+            for source in range(S):
+                states = seen.clone()
+                states[:, source] = unseen[:, source]
+                present = batch["bin_mask"][:, source].any(dim=1).numpy()[:, None]
+                total[:, source] += ((self._nats(states, batch) - whole) * present).sum(axis=0)
+                count[:, source] += (entries * present).sum(axis=0)
+        values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        np.fill_diagonal(values, np.nan)
+        return values
+
+    def _alone(self, batch: dict[str, torch.Tensor], masked: torch.Tensor) -> torch.Tensor:
+        """States of every site before the spatial stage, (B, S, T, D)."""
+        states: list[torch.Tensor] = []
+        first = self.model.model.spatial_layers[0]
+        hook = first.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        try:
+            _run(self.model, batch, masked_bins=masked)
+        finally:
+            hook.remove()
+        return states[0].cpu()
+
+    @torch.inference_mode()
+    def _nats(self, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> Matrix:
+        """Poisson negative log-likelihood of what follows, summed for each window and site, (B, S)."""
+        encoder, device = self.model.model, self.model.device
+        inputs = {name: value.to(device) for name, value in batch.items()}
+        rotation = encoder.rotary(inputs["metadata"], states.shape[2], device)[1]
+        channels = encoder.rotary.anchor_channels(RPNTSpatialAttention.zero_axes, device)
+        states = states.to(device)
+        for layer in encoder.spatial_layers:
+            states = layer(states, rotation, channels, inputs["bin_mask"])
+        log_rates = self.model._log_rates(encoder.norm(states), inputs["unit_ids"]).float()
+        nats = log_rates.exp() - inputs["spike_counts"] * log_rates
+        kept = inputs["bin_mask"][..., None] & inputs["unit_mask"][:, :, None]
+        return nats.masked_fill(~kept, 0.0).sum(dim=3).double().sum(dim=2).cpu().numpy()
 
 
 @torch.inference_mode()

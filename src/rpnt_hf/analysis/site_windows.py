@@ -65,7 +65,7 @@ class SiteWindows:
         """`int`: number of bins of a window."""
         return self.spike_counts.shape[2]
 
-    def shuffled(self, generator: np.random.Generator) -> "SiteWindows":
+    def draw_order(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Deals out the trials of each site anew, within their condition.
 
         What a site does in trials of a condition stays; what two sites do in one trial no longer belongs
@@ -75,12 +75,24 @@ class SiteWindows:
             generator (`np.random.Generator`): Draws the order of each site.
 
         Returns:
-            `SiteWindows`: As many windows, of the same conditions.
+            `np.ndarray` of shape `(windows, sites)`, int64: Which window each site takes from.
         """
         order = np.empty((self.num_windows, self.num_sites), dtype=np.int64)
         for condition in np.unique(self.conditions):
             members = np.flatnonzero(self.conditions == condition)
             order[members] = generator.permuted(np.repeat(members[:, None], self.num_sites, axis=1), axis=0)
+        return order
+
+    def reordered(self, order: NDArray[np.int64]) -> "SiteWindows":
+        """Gives the windows with the trials of each site in another order.
+
+        Args:
+            order (`np.ndarray` of shape `(windows, sites)`, int64): Which window each site takes from, as of
+                `draw_order`.
+
+        Returns:
+            `SiteWindows`: As many windows, of the same conditions.
+        """
         sites = np.arange(self.num_sites)
         return dataclasses.replace(
             self, spike_counts=self.spike_counts[order, sites], bin_mask=self.bin_mask[order, sites]

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--before", type=int, default=0, metavar="N", help="bins of a window before that event (default 0)")
     add("--bins", type=int, nargs=2, metavar=("FIRST", "STOP"), help="bins of the window to average (all)")
     add("--shuffles", type=int, default=20, metavar="N", help="shuffles of the trials (default 20)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of shuffles and hidden bins (default 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the shuffles (default 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -51,11 +51,14 @@ class MaskingConfig:
             dropout too.
         site_mask_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] of hiding a whole
             site; at least one site stays.
+        same_bins_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] that a window
+            hides the same bins at all sites: only the past tells of them. Maps by occlusion ask for that.
     """
 
     min_visible_bins: int = 1
     min_visible_units: int = 1
     site_mask_probability: float = 0.0
+    same_bins_probability: float = 0.0
 
 
 def site_label(session_id: str, site_id: str) -> int:
@@ -332,6 +335,7 @@ class WindowCollator:
                 min_visible_bins=self.masking.min_visible_bins,
                 min_visible_units=self.masking.min_visible_units,
                 site_mask_probability=self.masking.site_mask_probability,
+                same_bins_probability=self.masking.same_bins_probability,
             )
             labels = self._site_labels[:, sites][rows]
             idle = scored_from >= stops  # of a process that a batch has no window for
