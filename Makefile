@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
 RESULTS_OUT ?= results_out
 BENCHMARKS_OUT ?= benchmarks_out
+# Processes that share the tests; each needs a core and 2 GiB. The tests of one file stay together.
+TEST_PROCESSES ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 SOURCES := src training dataset_builders benchmarks examples reference_checkpoints tests docs/scripts space
 
 .DEFAULT_GOAL := help
@@ -28,10 +31,10 @@ demo: $(STAMP)  ## Run the whole path on simulated recordings (DEMO_OUT=folder, 
 	$(BIN)/rpnt demo --out $(DEMO_OUT)
 
 test: $(STAMP)  ## Run the fast tests.
-	$(BIN)/python -m pytest -q -m "not slow and not network and not gpu"
+	$(PYTEST) -m "not slow and not network and not gpu"
 
 test-all: $(STAMP)  ## Run every test that needs neither the internet nor a GPU.
-	$(BIN)/python -m pytest -q -m "not network and not gpu"
+	$(PYTEST) -m "not network and not gpu"
 
 EVALUATE = $(BIN)/rpnt evaluate $(1) --data $(RESULTS_OUT)/dataset --out $(RESULTS_OUT)/$(1) --recipe tiny --num-proc 2
 HELD_OUT := sub-C_ses-CO-20240128

@@ -45,3 +45,17 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("faults survived")
         for line in config.stash[TALLY].lines():
             terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session):
+    """Hands the counts of one of several test processes to the first."""
+    if hasattr(session.config, "workeroutput") and TALLY in session.config.stash:
+        session.config.workeroutput["tally"] = session.config.stash[TALLY].counts
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node, error):
+    """Adds up the counts of the test processes."""
+    total = node.config.stash.setdefault(TALLY, Tally())
+    for kind, (tried, survived) in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        total.add(kind, tried, survived)

@@ -29,3 +29,12 @@ def test_the_table_stands_at_the_end_of_a_session(pytester):
 def test_without_counts_there_is_no_table(pytester):
     pytester.makepyfile("def test_one(tally): pass")
     pytester.runpytest("-p", "tally", "-p", "no:cacheprovider").stdout.no_fnmatch_line("*faults survived*")
+
+
+def test_counts_of_several_test_processes_are_added_up(pytester):
+    pytester.makepyfile(
+        test_a="def test_one(tally): tally.add('kill', 4, 3)",
+        test_b="def test_two(tally): tally.add('kill', 2, 2)",
+    )
+    output = pytester.runpytest("-p", "tally", "-p", "no:cacheprovider", "-n", "2").stdout
+    output.re_match_lines([r"kill +6 +5 +1"])
