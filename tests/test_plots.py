@@ -239,6 +239,19 @@ def test_connectivity_marks_what_is_significant_and_opens_sites_of_unknown_place
     assert (low, high) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize("count", [3, 14, 40])
+def test_connectivity_of_any_number_of_sites_stays_inside_its_picture(count):
+    names = [f"long-area-{site}" for site in range(count)]
+    figure = plot_connectivity(RNG.normal(size=(count, count)), names, significant=np.ones((count, count)))
+    figure.draw_without_rendering()
+    bounds = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert bounds.x0 >= 0 and bounds.y0 >= 0 and bounds.x1 <= width and bounds.y1 <= height
+    assert len(arrows(figure)) == min(count * (count - 1), 60)
+    assert any("strongest 60 of" in text.get_text() for text in figure.axes[1].texts) == (count > 8)
+    assert len(figure.axes[0].get_xticklabels()) <= 28
+
+
 def test_connectivity_that_does_not_fit_its_sites_is_refused():
     with pytest.raises(InputError, match=r"shape \(2, 2\)"):
         plot_connectivity(np.ones((3, 3)), SITES[:2])

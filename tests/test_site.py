@@ -89,6 +89,14 @@ def test_the_site_loads_nothing_from_the_network(site: Path, pages: dict[Path, P
 
 
 @pytest.mark.slow
+def test_readers_are_not_told_why_a_test_leaves_out_a_block(site: Path) -> None:
+    shown = [
+        path.name for path in site.rglob("*.html") if re.search(r"<span[^>]*>Not run: ", path.read_text())
+    ]
+    assert not shown and "make demo" in (site / "index.html").read_text()
+
+
+@pytest.mark.slow
 def test_types_of_docstrings_are_shown_without_markup(site: Path) -> None:
     text = (site / "api" / "data.html").read_text()
     assert "FloatTensor of shape" in (site / "api" / "model.html").read_text()

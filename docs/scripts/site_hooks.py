@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOT_PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 _LINK = re.compile(r"(?<!\!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
+_NOT_RUN = re.compile(r' title="Not run: [^"]*"')
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that stand at the root of the repository."""
@@ -20,7 +22,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Points links into the repository at its page on the web, or leaves their text where there is none."""
+    """Points links into the repository at its page on the web, or leaves their text where there is none.
+
+    Titles that tell the tests why they do not run a block are left out: readers run it.
+    """
     source = ROOT_PAGES.get(page.file.src_uri)
     folder = posixpath.dirname(source if source else posixpath.join("docs", page.file.src_uri))
     pages = {source: name for name, source in ROOT_PAGES.items()}
@@ -39,4 +44,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return found[0]  # mkdocs reports it
         return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{path})" if config.repo_url else text
 
-    return _LINK.sub(point, markdown)
+    return _LINK.sub(point, _NOT_RUN.sub("", markdown))

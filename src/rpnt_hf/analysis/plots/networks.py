@@ -15,6 +15,7 @@ from rpnt_hf.analysis.plots.style import BLACK, COLORS, GREY, LIGHT, MAP, STYLE,
 from rpnt_hf.errors import InputError
 
 MAX_HEADS = 4  # maps in a picture; the curves show all heads
+MAX_ARROWS = 60  # more hide one another
 MIN_KERNEL_WEIGHT = 1e-3  # lower end of the colours: kernels begin with 99 % on one tap
 
 
@@ -83,7 +84,7 @@ def plot_attention(
         panels[-1].set_ylabel("attention weight")
         panels[-1].set_yscale("symlog", linthresh=1e-3, linscale=0.3)
         panels[-1].set_ylim(bottom=0)
-        panels[-1].legend(loc="upper right", fontsize=7.0, ncols=1 + (num_heads > 4), handlelength=1.4)
+        panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7.0, handlelength=1.4)
         figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     return figure
 
@@ -174,7 +175,8 @@ def plot_connectivity(
         title (`str`, *optional*): What stands above it.
 
     Returns:
-        `Figure`: The picture. Sites without a place stand below the others, as open circles.
+        `Figure`: The picture, with at most the 60 strongest arrows. Sites without a place stand below the
+        others, as open circles.
 
     Raises:
         InputError: If the shapes do not fit each other.
@@ -192,18 +194,20 @@ def plot_connectivity(
     marked = marked & np.isfinite(matrix) & ~np.eye(count, dtype=bool)
     low, high = _limits(matrix)
     with rc_context(STYLE):
-        figure = new_figure(8.4, 4.2)
+        figure = new_figure(8.4, 4.5 + 0.06 * max(map(len, site_ids)))  # the matrix is square at any height
         left, right = figure.subplots(1, 2, width_ratios=[1.05, 1.0])
         colors = "PuOr_r" if low < 0 else MAP  # both can be told apart with any colour vision
         image = left.imshow(np.ma.masked_invalid(matrix), cmap=colors, vmin=low, vmax=high, aspect="auto")
         left.set_box_aspect(1)
         left.set_facecolor(LIGHT)
-        size = 8.0 if count <= 12 else 8.0 * 12 / count
-        left.set_xticks(range(count), site_ids, rotation=90, fontsize=size)
-        left.set_yticks(range(count), site_ids, fontsize=size)
+        size = 8.0 * min(12 / count, 1.0) if count <= 24 else 6.0
+        named = range(0, count, -(-count // 28))
+        left.set_xticks(named, [site_ids[site] for site in named], rotation=90, fontsize=size)
+        left.set_yticks(named, [site_ids[site] for site in named], fontsize=size)
         if significant is not None:
             rows, columns = np.nonzero(marked)
-            left.plot(columns, rows, "o", color="white", markersize=4, markeredgecolor=BLACK, linewidth=0)
+            size = 4.0 * min(14 / count, 1.0)
+            left.plot(columns, rows, "o", color="white", markersize=size, markeredgecolor=BLACK, linewidth=0)
         left.set_xlabel("source")
         left.set_ylabel("site that follows")
         left.set_title(title or "Connectivity")
@@ -254,7 +258,8 @@ def _draw_arrows(
     points, known, labels = _layout(places)
     middle = points.mean(axis=0)
     reach = max(float(np.abs(points - middle).max()), 1e-9)
-    for target, source in sorted(np.argwhere(marked).tolist(), key=lambda pair: abs(matrix[tuple(pair)])):
+    pairs = sorted(np.argwhere(marked).tolist(), key=lambda pair: abs(matrix[tuple(pair)]))
+    for target, source in pairs[-MAX_ARROWS:]:
         share = abs(matrix[target, source]) / high
         axes.add_patch(
             FancyArrowPatch(
@@ -274,17 +279,18 @@ def _draw_arrows(
             name, point, xytext=offset, textcoords="offset points", fontsize=7.5, zorder=4,
             ha="left" if offset[0] >= 0 else "right", va="bottom" if offset[1] >= 0 else "top",
         )  # fmt: skip
-    axes.set_xlim(middle[0] - 1.35 * reach, middle[0] + 1.35 * reach)
-    axes.set_ylim(middle[1] - 1.35 * reach, middle[1] + 1.35 * reach)
+    room = min(0.13 + 0.06 * max(map(len, names)), 1.0)  # inches of 3.2 for names at the edge
+    reach *= max(1.35, 1 / (1 - 2 * room / 3.2))
+    axes.set_xlim(middle[0] - reach, middle[0] + reach)
+    axes.set_ylim(middle[1] - reach, middle[1] + reach)
     axes.set_box_aspect(1)  # limits are as wide as high: one scale for both axes
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
+    notes = [f"strongest {MAX_ARROWS} of {len(pairs)}"] if len(pairs) > MAX_ARROWS else []
     if labels[0] == "":
         axes.set_axis_off()
         axes.set_title("Source to follower (places unknown)")
     else:
         axes.set_title("Source to follower")
-        if not known.all():
-            axes.annotate(
-                "open: place unknown", (0.01, 0.01), xycoords="axes fraction", color=GREY, fontsize=7
-            )
+        notes += [] if known.all() else ["open: place unknown"]
+    axes.annotate("; ".join(notes), (0.01, 0.01), xycoords="axes fraction", color=GREY, fontsize=7)
