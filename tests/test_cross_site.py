@@ -61,6 +61,14 @@ def test_the_site_stands_alone_three_times_and_differs_in_its_coordinates_only(d
         assert any(np.array_equal(shuffled, place) for other, place in sites.items() if other != target)
 
 
+def test_folders_of_one_name_are_told_apart_by_the_cache_of_datasets(days, tmp_path):
+    sites = list_sites(days)
+    for target in sites:
+        leave_site_out(days, None, target, sites, tmp_path / target.site_id / "data")
+        sessions = {row["session_id"] for row in rows_of(tmp_path / target.site_id / "data")}
+        assert target.arm("true") in sessions and target.session_id not in sessions
+
+
 def test_a_site_of_simultaneous_probes_leaves_the_others_of_its_session(simultaneous, tmp_path):
     sites = list_sites(simultaneous)
     (session,) = {one.session_id for one in sites}
