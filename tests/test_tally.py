@@ -33,11 +33,12 @@ def test_without_counts_there_is_no_table(pytester):
     pytester.runpytest("-p", "tally", "-p", "no:cacheprovider").stdout.no_fnmatch_line("*faults survived*")
 
 
+@pytest.mark.slow
 def test_counts_of_several_test_processes_are_added_up(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     pytester.makepyfile(
         test_a="def test_one(tally): tally.add('kill', 4, 3)",
         test_b="def test_two(tally): tally.add('kill', 2, 2)",
     )
-    output = pytester.runpytest("-p", "tally", "-p", "no:cacheprovider", "-n", "2").stdout
+    output = pytester.runpytest_subprocess("-p", "tally", "-p", "no:cacheprovider", "-n", "2").stdout
     output.re_match_lines([r"kill +6 +5 +1"])
