@@ -152,10 +152,11 @@ def sweep_sites(preset: str, sites: list[int], product_size: int, turns: tuple[f
         variants = {
             "step": make_step(model, batch),
             "bf16": make_step(make_model(preset, 50 * count), batch, bf16=True),
-            "loops": make_step(make_looped(make_model(preset, 50 * count)), batch),
             "product": make_product(product_size),
         }
         seconds = time_turns(variants, *turns)
+        loops = make_step(make_looped(make_model(preset, 50 * count)), batch)
+        seconds |= time_turns({"loops": loops}, 0.0, 1)  # too slow for turns
         rate = step_flops(model, batch) / seconds["step"]
         best = 2 * product_size**3 / seconds["product"]
         rows.append(
