@@ -31,12 +31,19 @@ from rpnt_hf.data.simulate_sites import SimulatedSites, simulate_sites
 from rpnt_hf.scripts import find_script, load_script
 
 BIN_SIZE = 0.02
-SIZE = {"num_sites": 10, "num_controls": 2, "num_units": 32, "num_trials": 240, "density": 0.3}
+SIZE = {
+    "num_sites": 10, "num_controls": 2, "num_units": 24, "num_trials": 240, "density": 0.3, "local": 1.0,
+    "median_rate": 20.0,
+}  # fmt: skip
 QUICK = {"num_sites": 4, "num_controls": 1, "num_units": 6, "num_trials": 40, "density": 1.0}
 
 
 def pretrain(simulated: SimulatedSites, folder: Path, seed: int, epochs: int | None) -> float:
-    """Goes the whole way from NWB files to a checkpoint; gives validation bits per spike."""
+    """Goes the whole way from NWB files to a checkpoint, unless it is there; gives bits per spike."""
+    if (folder / "model" / "results.json").is_file():
+        return float(
+            json.loads((folder / "model" / "results.json").read_text())["validation"]["bits_per_spike"]
+        )
     simulated.write(folder / "nwb")
     config = BuilderConfig(BIN_SIZE, proportions=(0.5, 0.1, 0.4), seed=seed)
     build_dataset(find_nwb_files(folder / "nwb"), folder / "data", config)
@@ -72,25 +79,25 @@ def score(found: Connectivity, simulated: SimulatedSites) -> dict[str, dict[str,
 
 
 def run_corpus(
-    seed: int, size: dict[str, Any], epochs: int | None, shuffles: int, out: Path
+    seed: int, size: dict[str, Any], epochs: int | None, shuffles: int, out: Path, work: Path | None
 ) -> dict[str, Any]:
     """Simulates, pretrains, maps and scores one corpus."""
     began = time.perf_counter()
     simulated = simulate_sites(seed=seed, **size)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) if work is None else work / f"corpus_{seed}"
         bits = pretrain(simulated, folder, seed, epochs)
         trained = time.perf_counter()
         model, processor = load_pretrained(folder / "model")
         rows = view_rows(load_rows(folder / "data", split="test"))
         found = map_connectivity(model, processor, rows, num_shuffles=shuffles, seed=seed)
     picture = plot_connectivity(
-        found.maps["occlusion"].excess,
+        found.maps["permutation"].excess,
         found.site_ids,
         found.site_positions,
-        found.maps["occlusion"].significant,
+        found.maps["permutation"].significant,
         label="nats per hidden entry",
-        title=f"corpus {seed}: occlusion",
+        title=f"corpus {seed}: permutation",
     )
     save_figure(picture, out / f"site_maps_{seed}.png")
     return {
@@ -143,8 +150,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one small corpus, one epoch: does it run?")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 110)), metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), metavar="N")
     parser.add_argument("--shuffles", type=int, default=20, metavar="N")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep corpora and checkpoints, and go on")
     parser.add_argument("--coupling", type=float, metavar="G", help="gain of the couplings (default 0.8)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,11 +162,11 @@ def main() -> None:
     corpora = []
     for seed in options.seeds[:1] if options.quick else options.seeds:
         epochs, shuffles = (1, 5) if options.quick else (None, options.shuffles)
-        corpora.append(run_corpus(seed, size, epochs, shuffles, options.out))
+        corpora.append(run_corpus(seed, size, epochs, shuffles, options.out, options.work))
         print(json.dumps(corpora[-1]), flush=True)
-    rows = summarize(corpora)
+        rows = summarize(corpora)
+        save_results(options.out, "site_maps", {"size": size, "table": rows, "corpora": corpora})
     print_table(f"Maps against couplings, {len(corpora)} corpora", rows)
-    save_results(options.out, "site_maps", {"size": size, "table": rows, "corpora": corpora})
 
 
 if __name__ == "__main__":

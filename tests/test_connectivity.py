@@ -9,7 +9,7 @@ import torch
 
 from rpnt_hf import RPNTConfig, RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.analysis.connectivity import (
-    Occlusion,
+    Permutation,
     attention_rollout,
     compare_with_shuffles,
     load_pretrained,
@@ -143,50 +143,65 @@ def test_the_test_holds_its_rate_of_false_discoveries():
     assert np.mean(discoveries) <= 0.12  # 0.05 expected; 0.12 is beyond the 99.8th percentile
 
 
-def brute_force(model, windows, hidden_every):
-    """Occlusion by whole passes of the model, one for each turn and source."""
-    S, (batch,) = windows.num_sites, windows.batches(windows.num_windows)
-    saved = np.zeros((S, S))
+def brute_force(model, windows, order, hidden_every):
+    """The permutation map by whole passes of the model, one for each turn and source."""
+    S = windows.num_sites
+    lost = np.zeros((S, S))
 
     @torch.inference_mode()
-    def nats(masked, scored):
-        rates = model(**batch, masked_bins=masked).log_rates
-        lost = (rates.exp() - batch["spike_counts"] * rates) * (scored & batch["bin_mask"])[..., None]
-        return lost.double().sum(dim=(0, 2, 3)).numpy()
+    def nats(seen, hidden):
+        (batch,) = seen.batches(windows.num_windows)
+        rates = model(**batch, masked_bins=hidden).log_rates
+        counts = torch.from_numpy(windows.spike_counts)
+        return ((rates.exp() - counts * rates) * hidden[..., None]).double().sum(dim=(0, 2, 3)).numpy()
 
     for turn in range(hidden_every):
-        hidden = (torch.arange(windows.num_bins) % hidden_every == turn).expand(batch["bin_mask"].shape)
+        bins = torch.arange(windows.num_bins) % hidden_every == turn
+        hidden = bins & torch.from_numpy(windows.bin_mask)
         for source in range(S):
-            blind = hidden.clone()
-            blind[:, source] = True
-            saved[:, source] += nats(blind, hidden) - nats(hidden, hidden)
-    entries = batch["bin_mask"].sum(dim=(0, 2)).numpy() * windows.unit_mask.sum(axis=1)
-    np.fill_diagonal(saved, np.nan)
-    return saved / entries[:, None]
+            mixed = np.repeat(np.arange(windows.num_windows)[:, None], S, axis=1)
+            mixed[:, source] = order[:, source]
+            lost[:, source] += nats(windows.reordered(mixed), hidden) - nats(windows, hidden)
+    np.fill_diagonal(lost, np.nan)
+    return lost / (windows.bin_mask.sum(axis=(0, 2)) * windows.unit_mask.sum(axis=1))[:, None]
 
 
-def test_occlusion_is_what_whole_passes_of_the_model_give(rows, pretrained):
+@pytest.fixture
+def attentive(pretrained):
+    """An untrained model whose sites look at each other."""
     model, processor = load_pretrained(pretrained)
-    with torch.no_grad():  # an untrained model hardly looks at its input
+    with torch.no_grad():
         for layer in model.model.spatial_layers:
             layer.attention.o_proj.weight.mul_(20)
-    windows = cut_site_windows(rows, processor, 20)
-    occlusion = Occlusion(model, windows, slice(0, 20), hidden_every=3, batch_size=4)
-    values = occlusion.map()
+    return model, processor
+
+
+def test_a_permutation_map_is_what_whole_passes_of_the_model_give(rows, attentive):
+    model, processor = attentive
+    windows = cut_site_windows(rows, processor, 12)
+    assert windows.bin_mask.all()
+    permutation = Permutation(model, windows, slice(0, 12), hidden_every=3, batch_size=4)
+    values = permutation.map(np.random.default_rng(3), num_draws=1)
+    order = windows.draw_order(np.random.default_rng(3))
     off = ~np.eye(3, dtype=bool)
-    np.testing.assert_allclose(values, brute_force(model, windows, 3), rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(values, brute_force(model, windows, order, 3), rtol=1e-3, atol=1e-8)
     assert abs(values[off]).min() > 1e-6
-    order = windows.draw_order(np.random.default_rng(0))
-    shuffled = Occlusion(model, windows.reordered(order), slice(0, 20), hidden_every=3).map()
-    np.testing.assert_allclose(occlusion.map(order), shuffled, rtol=1e-3, atol=1e-8)
-    assert abs(occlusion.map(order) - values)[off].max() > 1e-6
 
 
-def test_occlusion_does_not_let_a_site_be_told_by_what_others_do_at_the_same_time(rows, pretrained):
-    model, processor = load_pretrained(pretrained)
+def test_a_permutation_map_of_shuffled_trials_is_that_of_shuffled_windows(rows, attentive):
+    model, processor = attentive
     windows = cut_site_windows(rows, processor, 20)
-    alone = Occlusion(model, windows, slice(0, 1))  # the first bin has no past
-    assert abs(np.nan_to_num(alone.map())).max() < 1e-8
+    order = windows.draw_order(np.random.default_rng(0))
+    mapped = Permutation(model, windows, slice(4, 20)).map(np.random.default_rng(1), order)
+    again = Permutation(model, windows.reordered(order), slice(4, 20), batch_size=5)
+    np.testing.assert_allclose(mapped, again.map(np.random.default_rng(1)), rtol=1e-3, atol=1e-8)
+
+
+def test_a_permutation_map_does_not_tell_a_site_by_what_others_do_at_the_same_time(rows, attentive):
+    model, processor = attentive
+    windows = cut_site_windows(rows, processor, 20)
+    first = Permutation(model, windows, slice(0, 1)).map(np.random.default_rng(0))  # a bin without a past
+    assert abs(np.nan_to_num(first)).max() < 1e-8
 
 
 def test_attention_is_averaged_over_bins_and_adds_up_to_one(rows, pretrained):
@@ -209,7 +224,7 @@ def test_maps_are_written_with_their_control_and_drawn(rows, pretrained, tmp_pat
     }  # fmt: skip
     report = json.loads((tmp_path / "connectivity.json").read_text())
     assert report["site_ids"] == ["S00", "S01", "S02"] and set(report["maps"]) == set(found.maps)
-    assert np.shape(report["maps"]["occlusion"]["q_values"]) == (3, 3)
+    assert np.shape(report["maps"]["permutation"]["q_values"]) == (3, 3)
     with (tmp_path / "connectivity.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(found.maps) * 6

@@ -34,7 +34,7 @@ __all__ = [
     "ESTIMATORS",
     "Connectivity",
     "ConnectivityMap",
-    "Occlusion",
+    "Permutation",
     "attention_rollout",
     "compare_with_shuffles",
     "load_pretrained",
@@ -43,13 +43,13 @@ __all__ = [
 ]
 
 ESTIMATORS: Mapping[str, str] = {
-    "occlusion": "nats an entry by which the past of the source helps to predict the target",
+    "permutation": "nats an entry by which the past of the source helps to predict the target",
     "attention": "spatial attention of the target to the source, rolled out over layers",
     "rate_correlation": "root mean square correlation of the rates of their units",
     "partial_correlation": "the same of population modes, the other sites held fixed",
     "lagged_regression": "log ratio of residuals of the target without and with the past of the source",
 }
-OF_MODEL = ("occlusion", "attention")
+OF_MODEL = ("permutation", "attention")
 FALSE_DISCOVERY_RATE = 0.05
 
 Matrix = NDArray[np.float64]
@@ -160,10 +160,10 @@ def map_connectivity(
             None for all.
         estimators (`Sequence[str]`, *optional*): Names out of `ESTIMATORS`; all by default.
         num_shuffles (`int`, *optional*, defaults to 20): Shuffles of the trials of each site, at least 5.
-        hidden_every (`int`, *optional*, defaults to 4): Distance of the bins that occlusion hides at a time,
+        hidden_every (`int`, *optional*, defaults to 4): Distance of the bins that are hidden at a time,
             at least 2.
         batch_size (`int`, *optional*, defaults to 32): Windows at a time.
-        seed (`int`, *optional*, defaults to 0): Seed of the shuffles.
+        seed (`int`, *optional*, defaults to 0): Seed of everything drawn.
 
     Returns:
         `Connectivity`: The maps.
@@ -207,9 +207,9 @@ def map_connectivity(
     }
     maps = {}
     for name in estimators:
-        if name == "occlusion":
-            occlusion = Occlusion(model, windows, chosen, hidden_every, batch_size)
-            found = [occlusion.map(order) for order in orders]
+        if name == "permutation":
+            permutation = Permutation(model, windows, chosen, hidden_every, batch_size)
+            found = [permutation.map(generator, order) for order in orders]
         else:
             found = [
                 statistics[name](windows if order is None else windows.reordered(order)) for order in orders
@@ -325,21 +325,22 @@ def attention_rollout(
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-class Occlusion:
-    """Measures how much worse a bin of a site is predicted from the past when another site is hidden.
+class Permutation:
+    """Measures how much worse a site is predicted from the past when a source comes from another trial.
 
     Every `hidden_every`-th bin is hidden at all sites at once, in as many turns, so that each bin is scored
-    once; each site in turn is then hidden altogether. A bin is told by the past of its own site and of the
-    others, never by what others do at the same time, which follows from the target as well as it leads to
-    it. So what a source adds is what nothing else tells: predictive influence in the sense of Granger, with
-    the network in the place of the linear model.
+    once. A bin is told by the past of its own site and of the others, never by what others do at the same
+    time, which follows from the target as well as it leads to it. Then each site in turn is replaced by what
+    it did in another trial of the same condition: what this costs is what its past tells of the target
+    beyond all others, in the sense of Granger, with the network in the place of the linear model. Hiding the
+    source instead counts against it what the network wrongly expects of it.
 
     Sites meet in the spatial stage only. What precedes it is computed once, and kept, for all sources and all
-    orders of the trials: two states of `hidden_size` for each window, site and bin that is scored.
+    orders of the trials: a state of `hidden_size` for each window, site and bin that is scored.
 
     Args:
-        model (`RPNTForPreTraining`): Pretrained with `site_mask_probability` and `same_bins_probability`
-            above 0, so that it knows hidden sites and hidden bins.
+        model (`RPNTForPreTraining`): Pretrained, best with `same_bins_probability` above 0, so that it knows
+            bins that are hidden at all sites.
         windows (`SiteWindows`): What it sees.
         bins (`slice`): Bins of the windows that are scored.
         hidden_every (`int`, *optional*, defaults to 4): Distance of hidden bins, at least 2.
@@ -354,51 +355,54 @@ class Occlusion:
         hidden_every: int = 4,
         batch_size: int = 32,
     ) -> None:
-        self.model, self.windows, self.batch_size, self.bins = model, windows, batch_size, bins
+        self.model, self.windows, self.bins, self.batch_size = model, windows, bins, batch_size
         turns = torch.arange(windows.num_bins) % hidden_every
-        seen, unseen = [], []
+        kept = []
         for batch in windows.batches(batch_size):
-            recorded = batch["bin_mask"]
-            unseen.append(self._alone(batch, recorded)[:, :, bins])
-            states = torch.empty_like(unseen[-1])
-            for turn in range(hidden_every):
-                hidden = turns == turn
-                states[:, :, hidden[bins]] = self._alone(batch, recorded & hidden)[:, :, bins][
-                    :, :, hidden[bins]
-                ]
-            seen.append(states)
-        self._seen, self._unseen = torch.cat(seen), torch.cat(unseen)  # (W, S, bins, D), on the CPU
+            states = [self._alone(batch, batch["bin_mask"] & (turns == turn)) for turn in range(hidden_every)]
+            own = torch.stack(states)[turns, :, :, torch.arange(windows.num_bins)]  # (T, B, S, D)
+            kept.append(own[bins].permute(1, 2, 0, 3))
+        self._states = torch.cat(kept)  # (W, S, bins, D), on the CPU
 
-    def map(self, order: NDArray[np.int64] | None = None) -> Matrix:
+    def map(
+        self, generator: np.random.Generator, order: NDArray[np.int64] | None = None, num_draws: int = 2
+    ) -> Matrix:
         """Makes the map, of the windows as they are or with the trials of each site in another order.
 
         Args:
+            generator (`np.random.Generator`): Draws the trials that replace those of a source.
             order (`np.ndarray` of shape `(windows, sites)`, *optional*): As of `SiteWindows.draw_order`.
+            num_draws (`int`, *optional*, defaults to 2): Trials that replace each, one after the other.
 
         Returns:
             `np.ndarray` of shape `(sites, sites)`: Nats per entry of the target (row) that the source
             (column) saves; NaN where they were never recorded together, and on the diagonal.
         """
         S = self.windows.num_sites
-        windows = self.windows if order is None else self.windows.reordered(order)
-        rows = torch.from_numpy(np.arange(windows.num_windows)[:, None] if order is None else order)
+        order = np.repeat(np.arange(self.windows.num_windows)[:, None], S, 1) if order is None else order
+        windows = self.windows.reordered(order)
+        others = [np.take_along_axis(order, windows.draw_order(generator), axis=0) for _ in range(num_draws)]
         total, count = np.zeros((S, S)), np.zeros((S, S))
         for index, batch in zip(
-            torch.arange(windows.num_windows).split(self.batch_size),
+            np.split(np.arange(len(order)), range(self.batch_size, len(order), self.batch_size)),
             windows.batches(self.batch_size),
             strict=True,
         ):
             batch["spike_counts"] = batch["spike_counts"][:, :, self.bins]
-            batch["bin_mask"] = batch["bin_mask"][:, :, self.bins]
-            seen, unseen = (kept[rows[index], torch.arange(S)] for kept in (self._seen, self._unseen))
-            entries = (batch["bin_mask"].sum(dim=2) * batch["unit_mask"].sum(dim=2)).double().numpy()
-            whole = self._nats(seen, batch)
-            for source in range(S):
-                states = seen.clone()
-                states[:, source] = unseen[:, source]
-                present = batch["bin_mask"][:, source].any(dim=1).numpy()[:, None]
-                total[:, source] += ((self._nats(states, batch) - whole) * present).sum(axis=0)
-                count[:, source] += (entries * present).sum(axis=0)
+            recorded = batch["bin_mask"] = batch["bin_mask"][:, :, self.bins]
+            states = self._states[order[index], np.arange(S)]
+            whole = self._nats(states, batch, recorded)  # (B, S, bins)
+            units = batch["unit_mask"].sum(dim=2)[..., None]
+            for drawn in others:
+                replaced = self._states[drawn[index], np.arange(S)]
+                known = torch.from_numpy(self.windows.bin_mask[:, :, self.bins][drawn[index], np.arange(S)])
+                for source in range(S):
+                    mixed = states.clone()
+                    mixed[:, source] = replaced[:, source]
+                    scored = recorded & (recorded & known)[:, source, None]
+                    lost = (self._nats(mixed, batch, recorded) - whole) * scored
+                    total[:, source] += lost.sum(dim=(0, 2)).numpy()
+                    count[:, source] += (scored * units).sum(dim=(0, 2)).numpy()
         values = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         np.fill_diagonal(values, np.nan)
         return values
@@ -415,19 +419,20 @@ class Occlusion:
         return states[0].cpu()
 
     @torch.inference_mode()
-    def _nats(self, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> Matrix:
-        """Poisson negative log-likelihood of what follows, summed for each window and site, (B, S)."""
+    def _nats(
+        self, states: torch.Tensor, batch: dict[str, torch.Tensor], bin_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Poisson negative log-likelihood after the spatial stage, summed over units, (B, S, bins)."""
         encoder, device = self.model.model, self.model.device
         inputs = {name: value.to(device) for name, value in batch.items()}
         rotation = encoder.rotary(inputs["metadata"], states.shape[2], device)[1]
         channels = encoder.rotary.anchor_channels(RPNTSpatialAttention.zero_axes, device)
-        states = states.to(device)
+        states, bin_mask = states.to(device), bin_mask.to(device)
         for layer in encoder.spatial_layers:
-            states = layer(states, rotation, channels, inputs["bin_mask"])
+            states = layer(states, rotation, channels, bin_mask)
         log_rates = self.model._log_rates(encoder.norm(states), inputs["unit_ids"]).float()
         nats = log_rates.exp() - inputs["spike_counts"] * log_rates
-        kept = inputs["bin_mask"][..., None] & inputs["unit_mask"][:, :, None]
-        return nats.masked_fill(~kept, 0.0).sum(dim=3).double().sum(dim=2).cpu().numpy()
+        return nats.masked_fill(~inputs["unit_mask"][:, :, None], 0.0).sum(dim=3).double().cpu()
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ from rpnt_hf.commands.output import print_json, print_text
 
 DESCRIPTION = """\
 Map the functional connectivity between the sites of a recording: from a pretrained model with a spatial stage
-(what hiding a source costs the target, and spatial attention), beside correlation, partial correlation and
-regression on the past. Every map is tested against the same map of shuffled trials, at a false discovery rate
-of 0.05. A map speaks of prediction, not of anatomy.
+(what it costs the target to put another trial of the source in its place, and spatial attention), beside
+correlation, partial correlation and regression on the past. Every map is tested against the same map of
+shuffled trials, at a false discovery rate of 0.05. A map speaks of prediction, not of anatomy.
 """
 EXAMPLES = """\
 examples:

@@ -52,7 +52,7 @@ class MaskingConfig:
         site_mask_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] of hiding a whole
             site; at least one site stays.
         same_bins_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] that a window
-            hides the same bins at all sites: only the past tells of them. Maps by occlusion ask for that.
+            hides the same bins at all sites: only the past tells of them. Maps by permutation ask for that.
     """
 
     min_visible_bins: int = 1
