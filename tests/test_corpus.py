@@ -230,6 +230,53 @@ def test_an_addition_that_was_killed_between_its_last_steps_is_undone(tmp_path, 
     assert not (tmp_path / ".out-building").exists()
 
 
+def test_an_addition_that_was_killed_after_its_last_step_is_done(tmp_path, recordings, monkeypatch):
+    out = build_dataset(recordings[:2], tmp_path / "out", CONFIG)
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(StagingFolder, "__exit__", lambda *_: os._exit(9))
+        build_dataset(recordings[:3], out, CONFIG, add=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9 and (tmp_path / ".out-building").exists()
+    build_dataset(recordings[:4], out, CONFIG, add=True, read=counting_read)
+    assert READ == ["day3.nwb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    built = json.loads((out / "rpnt_build.json").read_text())
+    assert [session["session_id"] for session in built["sessions"]] == [f"day{day}" for day in range(4)]
+
+
+def test_a_dataset_whose_build_file_is_torn_is_not_added_to(tmp_path, recordings):
+    out = build_dataset(recordings[:1], tmp_path / "out", CONFIG)
+    for content in ("", "{}", "[1]"):
+        (out / "rpnt_build.json").write_text(content)
+        with pytest.raises(
+            DatasetError, match=r"must say what a dataset was built from, but .* cannot be read"
+        ):
+            build_dataset(recordings[:2], out, CONFIG, add=True)
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_names_are_given_to_what_is_on_the_disk(tmp_path, recordings, monkeypatch, num_proc):
+    """A machine that dies may lose what was written last, but not after `fsync`; a name says it is whole."""
+    flushed, names = set(), []
+    flush, rename = os.fsync, Path.rename
+
+    def record_flush(descriptor):
+        flushed.add(os.fstat(descriptor).st_ino)
+        flush(descriptor)
+
+    def record_rename(path, target):
+        inodes = {other.stat().st_ino for other in [path, *path.rglob("*")]}
+        names.append((target, inodes - flushed))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_flush)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    build_dataset(recordings[:2], tmp_path / "out", CONFIG, num_proc=num_proc)
+    assert len(names) == (3 if num_proc == 1 else 1) and names[-1][0] == tmp_path / "out"
+    assert all(not left for _, left in names), names
+
+
 def test_a_recording_that_is_given_twice_is_refused(tmp_path, recordings):
     with pytest.raises(DatasetError, match=r"must be given once, got .*day1\.nwb' twice"):
         build_dataset([*recordings[:2], recordings[1]], tmp_path / "out", CONFIG)

@@ -21,6 +21,7 @@ from rpnt_hf.data.builder import BuilderConfig, build_dataset
 from rpnt_hf.data.loading import load_rows
 from rpnt_hf.data.nwb_writer import write_nwb as write_recording
 from rpnt_hf.data.simulate import simulate
+from rpnt_hf.disk import explain_disk_errors
 from rpnt_hf.errors import CheckpointError, DatasetError, DiskError, DownloadError, RPNTError
 from rpnt_hf.scripts import load_script
 
@@ -181,6 +182,16 @@ def test_a_cache_on_a_full_disk_is_said(disk, recordings, tmp_path, monkeypatch,
     disk.remount("size=16m")
     assert len(load_rows(folder))
     tally.add("cache on a full disk", 1, 1)
+
+
+def test_the_file_that_the_disk_refuses_is_named(tmp_path):
+    with (
+        pytest.raises(
+            DiskError, match=r"to write 'out', but a file or folder of it is gone: .*: '.*day3\.nwb'"
+        ),
+        explain_disk_errors("out", DiskError),
+    ):
+        (tmp_path / "day3.nwb").stat()
 
 
 # Everything is imported by a first build as root: another user may not be able to read this installation.

@@ -1,5 +1,6 @@
 """Several processes do what one does with the same batches; and only the main one writes."""
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ from rpnt_hf.data.windows import MaskingConfig, WindowCollator, WindowDataset, W
 from rpnt_hf.errors import ConfigurationError
 from rpnt_hf.initialization import from_scratch
 from rpnt_hf.modeling_rpnt import RPNTForPreTraining
-from rpnt_hf.processes import SharedBatches, part_of_batch
+from rpnt_hf.processes import SharedBatches, make_accelerator, part_of_batch
 from rpnt_hf.scripts import find_script
 
 DIMENSIONS = {
@@ -260,6 +261,14 @@ def test_fsdp2_trains_resumes_and_exports_as_one_process_does(corpus, tmp_path, 
     tally.add("pretrain, 2 processes, FSDP2: kill -9", 1, int(survived))
     assert survived
     torch.testing.assert_close(weights(killed), weights(tmp_path / "whole"), rtol=0, atol=0)
+
+
+def test_processes_wait_for_the_first_to_fetch_a_large_corpus(tmp_path):
+    """NCCL gives up after ten minutes where nothing is said."""
+    accelerator = make_accelerator(
+        tmp_path, cpu=True, mixed_precision="no", accumulation_steps=1, tensorboard=False
+    )
+    assert accelerator.init_handler.timeout >= datetime.timedelta(hours=1)
 
 
 def test_finetuning_refuses_fsdp2(corpus, tmp_path, monkeypatch):

@@ -71,6 +71,22 @@ def test_what_is_whole_is_not_fetched_again(tmp_path, archive):
     assert bring(tmp_path).fetched == [NAMES[1]] and is_whole(tmp_path)
 
 
+def test_a_torn_manifest_is_written_anew_and_nothing_fetched(tmp_path, archive, caplog):
+    bring(tmp_path)
+    manifest = tmp_path / "out" / "rpnt_download.json"
+    whole = manifest.read_text()
+    for torn in ("", whole[:-30], "[]"):
+        manifest.write_text(torn)
+        archive.requests.clear()
+        assert bring(tmp_path).fetched == [] and archive.requests == []
+        assert manifest.read_text() == whole and "every file is verified again" in caplog.text
+    with (tmp_path / "out" / NAMES[0]).open("r+b") as file:
+        file.write(b"damaged")
+    manifest.write_text("")
+    with pytest.raises(DownloadError, match="must not be replaced"):
+        bring(tmp_path)
+
+
 def test_a_changed_file_is_fetched_again_where_it_came_from_the_archive(tmp_path, archive):
     bring(tmp_path)
     (tmp_path / "archive" / NAMES[0]).write_bytes(b"a later version")

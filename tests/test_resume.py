@@ -240,6 +240,43 @@ def test_a_checkpoint_needs_the_random_states_of_every_process(unsaved):
 # Refused ----------------------------------------------------------------------------------------------------
 
 
+def test_what_differs_from_the_configuration_a_run_began_with_is_named(tmp_path):
+    settings = {"epochs": 3, "masking": {"min_visible_bins": 1}}
+    RunFolder(tmp_path / "run", settings, resume=False, keep=1).open()
+    changed = {"epochs": 3, "masking": {"min_visible_bins": 2, "later": 0.5}}
+    differences = r"`masking\.later` \(was 'absent', is 0\.5\), `masking\.min_visible_bins` \(was 1, is 2\)\."
+    with pytest.raises(CheckpointError, match=f"there differ: {differences}"):
+        RunFolder(tmp_path / "run", changed, resume=True, keep=1)
+    RunFolder(tmp_path / "run", settings, resume=True, keep=1)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"epochs"'])
+def test_a_torn_configuration_of_a_run_is_said(tmp_path, content):
+    RunFolder(tmp_path / "run", {"epochs": 3}, resume=False, keep=1).open()
+    (tmp_path / "run" / "run_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run_config\.json' cannot be read\. Start a new run"):
+        RunFolder(tmp_path / "run", {"epochs": 3}, resume=True, keep=1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_whose_folder_is_removed_says_so(corpus, tmp_path, monkeypatch, tally, when):
+    """Before a checkpoint is begun, and when it is written but has not got its name."""
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(
+        "rpnt_hf.checkpoints.write_manifest", lambda folder, _: shutil.rmtree(tmp_path / "run")
+    )
+
+    def save_without_folder(folder, accelerator, step):
+        if when == "before":
+            shutil.rmtree(tmp_path / "run")
+        save(folder, accelerator, step)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_without_folder)
+    with pytest.raises(CheckpointError, match=r"step_00000003', but a file or folder of it is gone"):
+        run("pretrain", corpus, tmp_path / "run", *PRETRAIN, "--epochs=3")
+    tally.add("folder of a run removed under it", 1, 1)
+
+
 def test_two_runs_do_not_write_to_one_folder(corpus, unsaved):
     """The processes of a launcher that was killed may go on for a while."""
     lock = FileLock(unsaved / "pretrain" / "checkpoints" / LOCK)

@@ -220,6 +220,54 @@ def test_wrong_bytes_from_a_server_are_refused(server, tally):
     tally.add("dataset at a URL: wrong bytes", 2, 2)
 
 
+def test_a_damaged_file_is_never_streamed_as_if_it_were_whole(corpus, tmp_path, tally):
+    """Bits are flipped all over the file: HTTP and disks do so without a word; SHA-256 needs whole files."""
+    folder = tmp_path / "dataset"
+    shutil.copytree(corpus, folder)
+    path = sorted((folder / "default").glob("train-*.parquet"))[0]
+    content = path.read_bytes()
+    rng, verdicts = np.random.default_rng(0), {"refused": 0, "same": 0, "wrong": 0}
+    expected = streamed_counts(folder)
+    for _ in range(100):
+        damaged = bytearray(content)
+        damaged[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(damaged))
+        try:
+            verdicts["same" if streamed_counts(folder) == expected else "wrong"] += 1
+        except DatasetError:
+            verdicts["refused"] += 1
+    right = verdicts["refused"] + verdicts["same"]
+    tally.add("streaming: file with a bit flipped", 100, right)
+    assert not verdicts["wrong"] and verdicts["refused"] > 20, verdicts
+
+
+def streamed_counts(folder):
+    """Small columns and counts of the rows of the first file."""
+    rows = stream_rows(folder)
+    first = [row for row in rows if row["place"][0] == rows[0]["place"][0]]
+    sampler = StreamSampler(first, WINDOW, 8)
+    windows = StreamedWindows(first, sampler)
+    for batch in sampler.batches(0):
+        windows.__getitems__(batch)
+    small = [{name: value for name, value in row.items() if name != "place"} for row in first]
+    return repr(small), [counts.tobytes() for counts in windows.counts]
+
+
+def test_groups_that_were_fetched_for_nothing_are_let_go(corpus):
+    """Of an epoch in which a group gave no pair; another process may need it in the next."""
+    rows = stream_rows(corpus)
+    sampler = StreamSampler(rows, WINDOW, 8)
+    windows = StreamedWindows(rows, sampler)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            windows.__getitems__(batch)
+        windows._coming[-1] = None
+    sampler.set_epoch(2)
+    windows.__getitems__(next(iter(sampler)))
+    assert -1 not in windows._coming
+
+
 def test_a_dataset_that_is_deleted_while_it_streams_is_said(corpus, tmp_path, tally):
     folder = tmp_path / "dataset"
     shutil.copytree(corpus, folder)
@@ -246,9 +294,45 @@ def test_what_is_no_dataset_is_refused(tmp_path, corpus, server, monkeypatch):
         stream_rows(corpus, "defualt")
     with pytest.raises(DatasetError, match="could not be read in 6 tries"):
         stream_rows("http://127.0.0.1:9/dataset")
-    (tmp_path / "rpnt_build.json").write_text(json.dumps({"sessions": []}))
-    with pytest.raises(DatasetError, match="must list its files"):
-        stream_rows(tmp_path)
+    for content in ({"sessions": []}, [], {"sessions": [], "shards": [{"name": "a"}]}):
+        (tmp_path / "rpnt_build.json").write_text(json.dumps(content))
+        with pytest.raises(DatasetError, match="must list its files"):
+            stream_rows(tmp_path)
+    for url in ("nothing://dataset", "s3://bucket/dataset"):
+        with pytest.raises(DatasetError, match="of a kind that fsspec knows and has a package for"):
+            load_rows(url)
+
+
+def test_a_small_file_is_missing_or_refused_or_out_of_reach(corpus, server, monkeypatch):
+    assert remote.small_file(server.url, "README.md").read_bytes() == (corpus / "README.md").read_bytes()
+    assert remote.small_file(server.url, "none.md") is None
+    server.pattern, server.faults = ".*", ["status"] * 100
+    with pytest.raises(DatasetError, match=r"README\.md' could not be read in 6 tries"):
+        remote.small_file(server.url, "README.md")
+
+
+class Refusing:
+    """A file system whose errors are of a kind of its own, as those of cloud services are."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def cat_file(self, path, start, end):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError("not yours"), r"is refused \(not yours\)\. Check the URL and your rights"),
+        (RuntimeError("no credentials"), r"could not be read in 6 tries\. .* \(no credentials\)"),
+    ],
+)
+def test_whatever_a_file_system_raises_is_said(monkeypatch, error, message):
+    monkeypatch.setattr(remote, "_pause", lambda seconds: None)
+    monkeypatch.setattr(remote, "_file_system", lambda url: (Refusing(error), url))
+    with pytest.raises(DatasetError, match=message):
+        load_rows("s3://bucket/dataset")
 
 
 def test_processes_without_a_group_or_a_pair_are_refused(corpus):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from accelerate.utils import load as load_plain_values
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from .disk import explain_disk_errors
+from .disk import explain_disk_errors, flush
 from .errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -83,6 +82,7 @@ class RunFolder:
     def __init__(self, path: str | Path, settings: dict[str, Any], resume: bool, keep: int) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self._lock_path = self.checkpoints / LOCK
         self.settings = json.loads(json.dumps(settings))
         self.keep = keep
         if keep < 1:
@@ -111,14 +111,25 @@ class RunFolder:
                 f"A run can be resumed where `run_config.json` is, but '{self.path}' has none: it holds "
                 "something else."
             )
-        before = json.loads(written.read_text(encoding="utf-8"))
-        changed = sorted(
-            key for key in before.keys() | self.settings.keys() if before.get(key) != self.settings.get(key)
-        )
+        try:
+            before = _flat(json.loads(written.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"A run can be resumed where `run_config.json` says how it began, but '{written}' cannot be "
+                "read. Start a new run in another `output_dir`, from the weights of this one by `--init`. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        now = _flat(self.settings)
+        changed = [
+            f"`{name}` (was {before.get(name, 'absent')!r}, is {now.get(name, 'absent')!r})"
+            for name in sorted(before.keys() | now.keys())
+            if name not in before or name not in now or before[name] != now[name]
+        ]
         if changed:
             raise CheckpointError(
-                f"A resumed run must have the configuration it began with, but {', '.join(changed)} changed "
-                f"in '{self.path}'. Give the same values, or start a new run in another `output_dir`."
+                f"A resumed run must have the configuration it began with, but of '{self.path}' there "
+                f"differ: {', '.join(changed)}. Give the same values to the same version of rpnt_hf, or "
+                "start a new run in another `output_dir`."
             )
 
     def open(self) -> None:
@@ -130,12 +141,14 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # Let go by the system when the process ends, however it ends; held once per process.
-            self._lock = FileLock(self.checkpoints / LOCK, is_singleton=True)
+            self._lock = FileLock(self._lock_path, is_singleton=True)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise CheckpointError(
                 f"Only one run may write to an `output_dir`, but another writes to '{self.path}', perhaps "
-                "processes of one whose launcher was killed. Wait for them, end them, or choose another."
+                "processes of one whose launcher was killed. Wait for them, end them, or choose another. "
+                "Where none runs on any node (some file systems keep locks of the dead), remove "
+                f"'{self._lock_path}'."
             ) from error
         except NotImplementedError:
             logger.warning("The file system of '%s' has no locks: start only one run there.", self.path)
@@ -160,6 +173,7 @@ class RunFolder:
         with explain_disk_errors(self.path / name, CheckpointError, GO_ON):
             try:
                 unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                flush(unfinished)
                 unfinished.replace(self.path / name)
             except OSError:
                 unfinished.unlink(missing_ok=True)
@@ -212,9 +226,10 @@ class RunFolder:
         final = self.checkpoints / f"step_{step:08d}"
         unfinished = self.checkpoints / f"{UNFINISHED}{final.name}"
         if accelerator.is_main_process:
-            for leftover in self.checkpoints.glob(f"{UNFINISHED}*"):
-                shutil.rmtree(leftover)
-            unfinished.mkdir()
+            with explain_disk_errors(unfinished, CheckpointError, GO_ON):
+                for leftover in self.checkpoints.glob(f"{UNFINISHED}*"):
+                    shutil.rmtree(leftover)
+                unfinished.mkdir()
         accelerator.wait_for_everyone()
         try:
             accelerator.save_state(str(unfinished))
@@ -229,12 +244,13 @@ class RunFolder:
                 "checkpoints before it are untouched: make room, then go on by `--resume true`."
             ) from error
         if accelerator.is_main_process:
-            if final.exists():
-                self._remove(final)
-            unfinished.rename(final)
-            _flush(self.checkpoints)
-            for old in self.finished_checkpoints()[: -self.keep]:
-                self._remove(old)
+            with explain_disk_errors(final, CheckpointError, GO_ON):
+                if final.exists():
+                    self._remove(final)
+                unfinished.rename(final)
+                flush(self.checkpoints)
+                for old in self.finished_checkpoints()[: -self.keep]:
+                    self._remove(old)
         accelerator.wait_for_everyone()
 
     def _remove(self, checkpoint: Path) -> None:
@@ -303,6 +319,14 @@ class RunFolder:
         return None
 
 
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Names what is nested as options do, such as `optimizer.learning_rate`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def write_manifest(folder: Path, num_processes: int) -> None:
     """Says what a checkpoint consists of, once all of it is written and on the disk.
 
@@ -326,12 +350,12 @@ def write_manifest(folder: Path, num_processes: int) -> None:
         )
     facts = {}
     for name, path in files.items():
-        _flush(path)
+        flush(path)
         facts[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     text = json.dumps({"num_processes": num_processes, "files": facts}, indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    flush(folder / MANIFEST)
+    flush(folder)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -371,15 +395,6 @@ def _random_states(num_processes: int) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk: not only processes die, nodes do too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_plain_values(checkpoint: Path) -> None:

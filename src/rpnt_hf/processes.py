@@ -4,6 +4,7 @@ Processes themselves come from `accelerate launch`, gradients are exchanged by D
 which divide by counts of all processes (`objectives.py`), and the loops (`training/`).
 """
 
+import datetime
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -41,6 +42,9 @@ __all__ = [
     "use_own_random_state",
     "whole_weights",
 ]
+
+# How long processes wait for one another: the first one fetches a corpus. A dead one ends all at once.
+PATIENCE = datetime.timedelta(hours=1)
 
 
 def make_accelerator(
@@ -77,7 +81,10 @@ def make_accelerator(
         log_with="tensorboard" if tensorboard else None,
         project_dir=output_dir,
         fsdp_plugin=plugin,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # Accelerate shards on accelerators only and would fall back to DDP; torch shards over gloo as well.

@@ -156,8 +156,14 @@ def _existing_build(output_dir: Path, corpus: str, options: Mapping[str, Any], a
             f"`output_dir` must hold a built dataset to add to, got '{output_dir}' without `{BUILD_FILE}`. "
             "Build it first, without `--add`."
         )
-    existing = json.loads((output_dir / BUILD_FILE).read_text(encoding="utf-8"))
-    before = existing["options"]
+    try:
+        existing = json.loads((output_dir / BUILD_FILE).read_text(encoding="utf-8"))
+        before = existing["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"`{BUILD_FILE}` must say what a dataset was built from, but that of '{output_dir}' cannot be "
+            f"read. Build the dataset anew. ({error!r})"
+        ) from error
     now = json.loads(json.dumps(options))
     changed = sorted(
         f"`{name}` (was {before.get(name)!r}, is {now.get(name)!r})"

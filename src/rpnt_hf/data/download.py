@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rpnt_hf.data.card import DANDISET_FILE
-from rpnt_hf.disk import explain_disk_errors
+from rpnt_hf.disk import explain_disk_errors, flush
 from rpnt_hf.errors import DownloadError, closest_names
 from rpnt_hf.progress import progress_bar
 
@@ -238,9 +238,7 @@ def _matches(path: str, pattern: str, wanted: Sequence[str]) -> bool:
 
 def _fetch_all(remote: "RemoteDandiset", assets: list[Asset], output_dir: Path, found: Download) -> None:
     manifest_path = output_dir / MANIFEST_FILE
-    known: dict[str, dict[str, Any]] = {}
-    if manifest_path.is_file():
-        known = {entry["path"]: entry for entry in json.loads(manifest_path.read_text("utf-8"))["assets"]}
+    known = _read_manifest(manifest_path)
     with progress_bar(
         total=sum(asset.bytes for asset in assets),
         unit="B",
@@ -268,6 +266,17 @@ def _fetch_all(remote: "RemoteDandiset", assets: list[Asset], output_dir: Path, 
             }
             entries = [known[name] for name in sorted(known)]
             _write(manifest_path, json.dumps({"assets": entries}, indent=1) + "\n")
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """What earlier downloads wrote, by path; without it files are known again by their digests."""
+    if not path.is_file():
+        return {}
+    try:
+        return {entry["path"]: entry for entry in json.loads(path.read_text("utf-8"))["assets"]}
+    except (ValueError, KeyError, TypeError):
+        logger.warning("'%s' cannot be read and is written anew: every file is verified again.", path)
+        return {}
 
 
 def _whole(path: Path, asset: Asset, entry: dict[str, Any] | None) -> str | None:
@@ -316,6 +325,7 @@ def _fetch(session: Any, asset: Asset, path: Path, bar: Any) -> str:
         if size == asset.bytes:
             digest = _sha256(part)
             if _is_right(part, digest, asset):
+                flush(part)
                 part.replace(path)
                 return digest
         if size >= asset.bytes:
@@ -386,6 +396,7 @@ def _is_right(path: Path, digest: str, asset: Asset) -> bool:
 def _write(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text(text, encoding="utf-8")
+    flush(unfinished)
     unfinished.replace(path)
 
 

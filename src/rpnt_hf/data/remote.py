@@ -7,6 +7,7 @@ onto this machine, `streamed.py` reads them as they are needed.
 import hashlib
 import io
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,20 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import datasets
 import fsspec  # type: ignore[import-untyped]
-from fsspec.exceptions import FSTimeoutError  # type: ignore[import-untyped]
 
 from rpnt_hf.data.card import BUILD_FILE
 from rpnt_hf.disk import explain_disk_errors
-from rpnt_hf.errors import DatasetError, closest_names
+from rpnt_hf.errors import DatasetError, RPNTError, closest_names
 
 __all__ = ["RangeFile", "RemoteDataset", "is_url", "small_file"]
 
 TRIES = 6
 LONGEST_PAUSE = 15.0  # s
 FETCH_BYTES = 16 * 2**20  # of one request
+CACHE_ADVICE = "HF_DATASETS_CACHE names the folder of the cache."
 
 
 def is_url(data: str | Path) -> bool:
@@ -64,15 +64,22 @@ class RemoteDataset:
         if not is_url(url) and not Path(url).is_dir() and url.count("/") == 1 and url[0] not in "./":
             url = f"hf://datasets/{url}"
         url = url.rstrip("/")
-        file_system, path = fsspec.core.url_to_fs(f"{url}/{BUILD_FILE}")
+        file_system, path = _file_system(f"{url}/{BUILD_FILE}")
         try:
             build = json.loads(_patiently(file_system, path, f"{url}/{BUILD_FILE}"))
+        except DatasetError:
+            raise
         except ValueError as error:
             raise DatasetError(
                 f"`{BUILD_FILE}` must be JSON, but '{url}/{BUILD_FILE}' is not. Build the dataset "
                 f"again. ({error})"
             ) from error
-        if not isinstance(build, dict) or "shards" not in build:
+        try:
+            facts = {name for shard in build["shards"] for name in ("name", "bytes", "sha256") if shard[name]}
+            is_complete = len(facts) == 3 and isinstance(build["sessions"], list)
+        except (KeyError, TypeError):
+            is_complete = False
+        if not is_complete:
             raise DatasetError(
                 f"A dataset at a URL must list its files, but `{BUILD_FILE}` of '{url}' does not. Build it "
                 "again with this version of rpnt_hf."
@@ -148,7 +155,7 @@ class RemoteDataset:
         if path.is_file() and path.stat().st_size == size:
             return path
         with (
-            explain_disk_errors(path, DatasetError, "HF_DATASETS_CACHE names the folder of the cache."),
+            explain_disk_errors(path, DatasetError, CACHE_ADVICE),
             tempfile.TemporaryDirectory(dir=path.parent) as folder,
         ):
             unfinished = Path(folder) / path.name
@@ -170,7 +177,7 @@ class RemoteDataset:
 def cache_folder() -> Path:
     """Gives the folder for what comes from URLs, inside the cache of `datasets`."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "rpnt_hf"
-    with explain_disk_errors(folder, DatasetError, "HF_DATASETS_CACHE names the folder of the cache."):
+    with explain_disk_errors(folder, DatasetError, CACHE_ADVICE):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -186,15 +193,20 @@ def small_file(data: str, name: str) -> Path | None:
         `Path` or `None`: The file as it is now; None where there is none.
     """
     url = f"{data.rstrip('/')}/{name}"
-    file_system, path = fsspec.core.url_to_fs(url)
+    file_system, path = _file_system(url)
     try:
         content = _patiently(file_system, path, url)
-    except DatasetError:
-        return None
-    folder = cache_folder() / hashlib.sha256(content).hexdigest()
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(content)
-    return folder / name
+    except DatasetError as error:
+        if error.__cause__ is not None:  # it is not there, or refused; else there may be one
+            return None
+        raise
+    kept = cache_folder() / hashlib.sha256(content).hexdigest() / name
+    with explain_disk_errors(kept, DatasetError, CACHE_ADVICE):
+        kept.parent.mkdir(exist_ok=True)
+        unfinished = kept.with_name(f".{name}.{os.getpid()}.part")
+        unfinished.write_bytes(content)
+        unfinished.replace(kept)
+    return kept
 
 
 class RangeFile(io.RawIOBase):
@@ -209,7 +221,7 @@ class RangeFile(io.RawIOBase):
         self.url = url
         self.size = size
         self.position = 0
-        self.file_system, self.path = fsspec.core.url_to_fs(url)
+        self.file_system, self.path = _file_system(url)
 
     def readable(self) -> bool:
         """Says that it can be read."""
@@ -248,6 +260,18 @@ class RangeFile(io.RawIOBase):
         return content
 
 
+def _file_system(url: str) -> tuple[Any, str]:
+    """Finds the file system of a URL, and the path in it."""
+    try:
+        file_system, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise DatasetError(
+            f"A URL must be of a kind that fsspec knows and has a package for, got '{url}'. Correct it, or "
+            f"install what is missing. ({error})"
+        ) from error
+    return file_system, path
+
+
 def _patiently(
     file_system: Any, path: str, url: str, start: int | None = None, stop: int | None = None
 ) -> bytes:
@@ -268,14 +292,18 @@ def _patiently(
                 f"A file of a dataset must stay where it is while it is used, but '{url}' is not there (any "
                 "more). Check the URL, or put it back and resume."
             ) from error
-        except (OSError, aiohttp.ClientError, FSTimeoutError, TimeoutError) as error:
+        except RPNTError:
+            raise
+        except Exception as error:  # each file system has kinds of its own
             status = getattr(error, "status", None)
-            if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
-                raise DatasetError(
-                    f"A file of a dataset must be readable, but '{url}' is refused (status {status}). Check "
-                    "the URL and your rights."
-                ) from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if isinstance(error, PermissionError) or (
+                isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
+            ):
+                raise DatasetError(
+                    f"A file of a dataset must be readable, but '{url}' is refused ({reason}). Check the URL "
+                    "and your rights."
+                ) from error
         if attempt + 1 < TRIES:
             _pause(min(0.25 * 2**attempt, LONGEST_PAUSE))
     raise DatasetError(

@@ -160,7 +160,9 @@ def pack_shard(shard: Shard, folder: Path) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
     opened: tuple[Path, Any] | None = None
     waiting: list[pa.Table] = []
-    with pq.ParquetWriter(path, FEATURES.arrow_schema, compression="zstd") as writer:
+    with pq.ParquetWriter(
+        path, FEATURES.arrow_schema, compression="zstd", write_page_checksum=True
+    ) as writer:
 
         def write() -> None:
             if waiting:

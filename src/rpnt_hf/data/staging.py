@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rpnt_hf.data.card import BUILD_FILE
+from rpnt_hf.disk import flush_tree
 from rpnt_hf.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,9 @@ def session_key(files: Sequence[Path], options: Mapping[str, Any]) -> str:
 
 
 def write_summary(folder: Path, content: Any) -> None:
-    """Writes the last file of a staged session."""
+    """Writes the last file of a staged session, and waits until all of it is on the disk."""
     (folder / SUMMARY_FILE).write_text(json.dumps(content), encoding="utf-8")
+    flush_tree(folder)
 
 
 def read_summary(folder: Path) -> Any:
@@ -96,8 +98,11 @@ class StagingFolder:
                 f"One build at a time must write '{self.output_dir}', but another one is at it. Wait for it, "
                 "stop it, or build into another folder."
             ) from error
-        if self.previous.exists() and not self.output_dir.exists():
-            self.previous.rename(self.output_dir)  # an addition was killed between its last two steps
+        if self.previous.exists():  # an addition was killed
+            if self.output_dir.exists():  # after it had put its result there
+                shutil.rmtree(self.path)
+            else:  # between its last two steps
+                self.previous.rename(self.output_dir)
         return self
 
     def prepare(self) -> None:
@@ -124,6 +129,7 @@ class StagingFolder:
 
     def finish(self) -> None:
         """Puts the dataset into its place, and with it nothing that is not whole."""
+        flush_tree(self.dataset)
         if (self.output_dir / BUILD_FILE).exists():
             self.output_dir.rename(self.previous)
         self.dataset.rename(self.output_dir)

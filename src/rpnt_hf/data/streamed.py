@@ -11,13 +11,15 @@ rows are downloaded, not streamed.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -34,6 +36,7 @@ SMALL_COLUMNS = (
     "session_id", "subject_id", "task", "recording_date", "site_ids", "site_positions", "bin_size",
     "start_time", "num_bins", "num_context_bins", "unit_ids", "unit_sites",
 )  # fmt: skip
+LARGE_COLUMNS = ("counts", "observed")
 NOT_STREAMED: dict[str, Any] = {
     "behavior_names": [],
     "behavior_units": [],
@@ -71,7 +74,7 @@ def _small_columns(file: tuple[str, int]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with _open_parquet(url, size) as parquet:
         for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, columns=list(SMALL_COLUMNS))
+            table = parquet.read_row_group(group, columns=list(SMALL_COLUMNS)).select(SMALL_COLUMNS)
             for index, row in enumerate(table.to_pylist()):
                 if rows:  # rows of a session share their lists
                     row = {name: rows[-1][name] if rows[-1][name] == row[name] else row[name] for name in row}
@@ -79,15 +82,20 @@ def _small_columns(file: tuple[str, int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _open_parquet(url: str, size: int) -> pq.ParquetFile:
+@contextmanager
+def _open_parquet(url: str, size: int) -> Iterator[pq.ParquetFile]:
+    """Opens a file and reads it with the checksums of its pages, where it has any."""
     try:
-        return pq.ParquetFile(RangeFile(url, size), pre_buffer=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
+        with pq.ParquetFile(
+            RangeFile(url, size), pre_buffer=True, page_checksum_verification=True
+        ) as parquet:
+            yield parquet
+    except DatasetError:
+        raise
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DatasetError(
             f"A file of a dataset must be Parquet as it was built, but '{url}' cannot be read. Fetch or "
-            f"build it again. ({str(error).splitlines()[0]})"
+            f"build it again. ({(str(error) or type(error).__name__).splitlines()[0]})"
         ) from error
 
 
@@ -343,6 +351,7 @@ class StreamedWindows(WindowDataset):
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="rpnt-stream")
         if self._epoch != self.sampler.epoch:
             self._epoch = self.sampler.epoch
+            self._coming.clear()  # groups that gave no pair in the epoch before
             self._next = {
                 group: after
                 for stream in self.sampler.streams(self._epoch)
@@ -382,11 +391,11 @@ def _fetch_group(places: list[tuple[int, tuple[str, int, int, int], int, int]]) 
     """Reads the counts and the observed bins of the rows of one row group."""
     url, size, group, _ = places[0][1]
     with _open_parquet(url, size) as parquet:
-        table = parquet.read_row_group(group, columns=["counts", "observed"])
+        table = parquet.read_row_group(group, columns=list(LARGE_COLUMNS)).select(LARGE_COLUMNS)
     found = []
     for _, (_, _, _, index), num_bins, num_units in places:
         values = [
-            np.frombuffer(table.column(name)[index].as_buffer(), np.uint8) for name in ("counts", "observed")
+            np.frombuffer(table.column(name)[index].as_buffer(), np.uint8) for name in LARGE_COLUMNS
         ]
         if num_bins == 0 or values[0].size != num_bins * num_units or values[1].size % num_bins:
             raise DatasetError(
