@@ -384,8 +384,11 @@ def _wrong_base(adapter: str | Path, base: str, reason: str) -> CheckpointError:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keeps transformers from reporting a head as untrained that the adapter is about to bring."""
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers from reporting weights as new or left over where they are meant to be.
+
+    Whoever uses it looks at what `output_loading_info` says.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -404,7 +407,7 @@ def _load_base(
     num_units = RPNTConfig.from_pretrained(base, revision=revision).num_units
     own = RPNTConfig.from_dict({**config.to_dict(), "num_units": num_units})
     try:
-        with _quiet_loading():
+        with quiet_loading():
             loaded: Any = RPNTForMotorDecoding.from_pretrained(
                 base, revision=revision, config=own, use_safetensors=True, output_loading_info=True
             )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from .adapters import is_adapter
+from .adapters import is_adapter, quiet_loading
 from .configuration_rpnt import RPNTConfig
 from .errors import CheckpointError, ConfigurationError, closest_names
 from .hub import checkpoint_folder
@@ -111,7 +111,8 @@ def from_checkpoint(
         config = RPNTConfig.from_pretrained(path)
         processor.check_bin_size(found.bin_size, "the training data")
         config = RPNTConfig.from_dict({**config.to_dict(), **fields})
-        loaded: Any = model_class.from_pretrained(path, config=config, output_loading_info=True)
+        with quiet_loading():  # a head is new, and that of pretraining left over
+            loaded: Any = model_class.from_pretrained(path, config=config, output_loading_info=True)
         model, loading = loaded
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
