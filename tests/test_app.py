@@ -248,13 +248,31 @@ def test_sites_that_share_a_signal_stand_out_from_shuffles():
         trials=pd.DataFrame({"start_time": starts, "stop_time": starts + 1.0}),
     )
     windows = cut_trials(recording, 0.05)
-    assert windows.spike_counts.shape == (60, 3, 40, 2) and windows.bin_mask.sum() == 60 * 3 * 20
+    assert windows.spike_counts.shape == (60, 3, 20, 2) and windows.bin_mask.sum() == 60 * 3 * 20
     correlation, _ = connectivity_maps(recording, 0.05)
     weights = np.array(correlation["weights"], dtype=float)
     assert weights[0, 1] > 3 * max(abs(weights[0, 2]), abs(weights[1, 2]))
     assert np.array(correlation["significant"])[0, 1]
     view = sites_view([correlation], None, recording.site_ids)
     assert view["maps"][0]["sites"] == ["M1", "PMd", "S1"]
+
+
+def test_of_many_units_the_most_active_of_each_site_are_compared():
+    rng = np.random.default_rng(1)
+    counts = rng.permutation(np.arange(60, 120))
+    recording = Recording.from_arrays(
+        "s",
+        [np.sort(rng.uniform(0, 30, count)) for count in counts],
+        unit_sites=np.arange(60) % 2,
+        site_ids=["M1", "PMd"],
+        obs_intervals=[[0.0, 30.0]],
+    )
+    windows = cut_trials(recording, 0.05)
+    assert windows.unit_mask.shape == (2, 24) and windows.unit_mask.all()
+    for site in range(2):
+        most = np.sort(counts[site::2])[-24:].sum()
+        assert windows.spike_counts[:, site].sum() == most
+    assert "24 most active units a site" in connectivity_maps(recording, 0.05)[0]["note"]
 
 
 def test_one_site_gives_a_sentence_instead_of_a_map():

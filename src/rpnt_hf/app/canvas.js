@@ -254,7 +254,9 @@
         for (const one of K ? [box, below] : [box]) ctx.fillRect(x0 + 0.5, one.y, Math.max(x1 - x0 - 1, 0), one.h);
       });
       text(ctx, `spikes of ${units} units`, box.x, 18, { weight: "600", color: c.ink });
-      if (view.trials.length && width > 560) text(ctx, "grey bands: trials, darker where not rewarded", box.x + box.w, 18, { align: "right", size: 11 });
+      const hidden = view.observed.some(([, to], i) => (i + 1 < view.observed.length ? view.observed[i + 1][0] : view.stop) > to + 1e-6);
+      const bands = [view.trials.length && "grey bands: trials, darker where not rewarded", hidden && "darkest: not observed"].filter(Boolean);
+      if (width > 560) text(ctx, bands.join("; "), box.x + box.w, 18, { align: "right", size: 11 });
       const rowColor = siteBars(ctx, box, view.sites, units), pitch = box.h / units;
       let i = 0;
       for (let r = 0; r < units; r++) {
@@ -275,7 +277,7 @@
         }
         legend(ctx, view.behavior.dimensions.map((name, k) => [name || "value", [c.ink, c.truth, c.decoded][k % 3], k ? 2.2 : 1.6]), width - 16, below.y - 8);
       } else {
-        text(ctx, "no behaviour in this file", box.x, box.y + box.h + 20, { size: 12 });
+        text(ctx, "no behaviour in this file", box.x, box.y + box.h + 33, { size: 12 });
       }
       timeAxis(ctx, K ? below : box, view.start, view.stop, true);
     }

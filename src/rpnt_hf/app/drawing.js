@@ -198,7 +198,9 @@
   }
 
   function empty(surface, message) {
-    text(surface.ctx, message, surface.width / 2, surface.height / 2, { align: "center", size: 14 });
+    let size = 14;
+    for (surface.ctx.font = `400 ${size}px ${FONT}`; size > 9 && surface.ctx.measureText(message).width > surface.width - 8; ) surface.ctx.font = `400 ${--size}px ${FONT}`;
+    text(surface.ctx, message, surface.width / 2, surface.height / 2, { align: "center", size });
   }
 
   window.rpntDrawing = {

@@ -19,8 +19,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 import gradio as gr
 
 from rpnt_hf.configuration_rpnt import AXIS_UNITS, SITE_AXES
+from rpnt_hf.data.nwb import Recording
 from rpnt_hf.decoding import target_names, target_unit
-from rpnt_hf.errors import CheckpointError, RPNTError
+from rpnt_hf.errors import CheckpointError, InputError, RPNTError
 from rpnt_hf.processing_rpnt import METADATA_AXES
 
 from .finetuning import SCRATCH, init_for_training, pack_decoder, start_training
@@ -242,7 +243,8 @@ class _Page:
         chosen: list[Any] = [self.attention_start, self.layer, self.head, self.site]
         shown = [self.attention, self.message]
         on([one.input for one in chosen], self._draw_attention, chosen, shown, **latest)
-        on(self.sites_tab.select, self._draw_sites, [self.attention_start], [self.sites, self.message])
+        drawn = [self.sites_tab.select, self.facts.change]
+        on(drawn, self._draw_sites, [self.attention_start], [self.sites, self.message])
         controls = [*self.axes.values(), self.metadata_start, self.metadata_site, self.unknown]
         moved = [one.input for one in controls if one is not self.metadata_site]
         shown = [self.metadata, self.message]
@@ -375,7 +377,7 @@ class _Page:
     # Decode
 
     def _decode(self, session: Session, start: float, seconds: float, speed: str) -> Iterator[Updates]:
-        recording, model, processor = session.loaded()
+        recording, model, processor = self._able(session)
         session.live_run += 1
         run_id = session.live_run
         messages = decode_live(
@@ -391,13 +393,20 @@ class _Page:
         for message in messages:
             yield {self.live: message, self.message: note(None)}
 
+    @staticmethod
+    def _able(session: Session) -> tuple[Recording, Any, Any]:
+        """Gives recording, model and processor; an error in the words of the page where they do not fit."""
+        obstacle = session.obstacle()
+        if obstacle is not None:
+            raise InputError(advise(session, obstacle) or obstacle)
+        return session.loaded()
+
     def _stop(self, session: Session) -> None:
         session.live_run += 1
 
     def _score(self, session: Session) -> Updates:
+        self._able(session)
         scores = session.scores()
-        if scores is None:
-            return {self.scores: text(""), self.message: note(session.obstacle(), "error")}
         named = zip(describe_scores(scores), ("main", "minor"), strict=True)
         cells = [(f"{name}, whole recording", value, note, kind) for (name, value, note), kind in named]
         return {self.scores: text(tiles(*cells))}
@@ -410,7 +419,7 @@ class _Page:
 
     def _probe(self, session: Session, start: float) -> Any:
         """One window with attention weights; the last one is kept."""
-        recording, model, processor = session.loaded()
+        recording, model, processor = self._able(session)
         with session.lock:
             if session.attention is None or session.attention[0] != start:
                 session.attention = (start, probe_window(model, processor, recording, start))
@@ -425,11 +434,13 @@ class _Page:
         words = {"site": view["site"] if len(names) > 1 else "", "unit": target_unit(model)}
         return {self.attention: {**view, **words}}
 
-    def _draw_sites(self, session: Session, start: float) -> Updates:
+    def _draw_sites(self, session: Session, start: float) -> Iterator[Updates]:
         recording, _, processor = session.loaded()
+        if len(recording.site_ids) > 1:
+            yield {self.sites: {"maps": None, "message": "Comparing with shuffled trials."}}
         probe = None if session.obstacle() else self._probe(session, float(start))
         maps = connectivity_maps(recording, processor.bin_size)
-        return {self.sites: sites_view(maps, probe, recording.site_ids)}
+        yield {self.sites: sites_view(maps, probe, recording.site_ids)}
 
     # Metadata
 

@@ -22,6 +22,7 @@ __all__ = ["connectivity_maps", "cut_trials", "sites_view"]
 
 NUM_SHUFFLES = 20
 MAX_TRIALS, MAX_TRIAL_BINS = 150, 40
+MAX_UNITS = 24  # of a site: correlations of all pairs of 700 units with their shuffles take minutes
 
 
 def cut_trials(recording: Recording, bin_size: float) -> SiteWindows | None:
@@ -32,12 +33,13 @@ def cut_trials(recording: Recording, bin_size: float) -> SiteWindows | None:
         bin_size (`float`): Width of a bin in s.
 
     Returns:
-        `SiteWindows` or `None`: At most 150 trials of at most 40 bins; None with one site, or fewer than ten
-        trials.
+        `SiteWindows` or `None`: At most 150 trials of at most 40 bins, of the 24 most active units of each
+        site; None with one site, or fewer than ten trials.
     """
     if len(recording.site_ids) < 2:
         return None
-    index, present = site_layout(recording.unit_sites, len(recording.site_ids))
+    units = _most_active(recording)
+    index, present = site_layout(recording.unit_sites[units], len(recording.site_ids))
     starts = recording.trials["start_time"].dropna().to_numpy(np.float64)
     stops = recording.trials["stop_time"].to_numpy(np.float64)[recording.trials["start_time"].notna()]
     directions = recording.trials.get("target_dir", pd.Series(np.nan, recording.trials.index))
@@ -54,24 +56,35 @@ def cut_trials(recording: Recording, bin_size: float) -> SiteWindows | None:
             if first < 0 or length < 1 or first + length > num_bins or len(windows) == MAX_TRIALS:
                 continue
             window = np.zeros((len(index), MAX_TRIAL_BINS, index.shape[1]), np.uint8)
-            window[:, :length] = np.moveaxis(interval.counts[first : first + length, index] * present, 0, 1)
+            counts = interval.counts[first : first + length, units]
+            window[:, :length] = np.moveaxis(counts[:, index] * present, 0, 1)
             windows.append(window)
             masks.append(np.broadcast_to(np.arange(MAX_TRIAL_BINS) < length, (len(index), MAX_TRIAL_BINS)))
             conditions.append(f"{directions[number]:.2f}" if len(starts) else "")
     if len(windows) < 10:
         return None
+    longest = max(int(mask[0].sum()) for mask in masks)
     return SiteWindows(
         session_id=recording.session_id,
         site_ids=recording.site_ids,
         site_positions=recording.site_positions,
-        spike_counts=np.stack(windows),
-        bin_mask=np.stack(masks),
+        spike_counts=np.stack(windows)[:, :, :longest],
+        bin_mask=np.stack(masks)[:, :, :longest],
         unit_ids=np.zeros(index.shape, np.int64),
         unit_mask=present,
         metadata=np.zeros((len(index), 0), np.float32),
         conditions=np.array(conditions),
         num_left_out=0,
     )
+
+
+def _most_active(recording: Recording) -> NDArray[np.int64]:
+    """Lists the units that are compared, in the order of the recording."""
+    spikes = np.array([len(times) for times in recording.spike_times])
+    by_rate = np.argsort(-spikes, kind="stable")
+    sites = recording.unit_sites[by_rate]
+    chosen = [by_rate[sites == site][:MAX_UNITS] for site in range(len(recording.site_ids))]
+    return np.sort(np.concatenate(chosen))
 
 
 def connectivity_maps(recording: Recording, bin_size: float) -> list[dict[str, Any]]:
@@ -87,8 +100,10 @@ def connectivity_maps(recording: Recording, bin_size: float) -> list[dict[str, A
     windows = cut_trials(recording, bin_size)
     if windows is None:
         return []
+    crowded = bool((np.bincount(recording.unit_sites) > MAX_UNITS).any())
+    units = f", {MAX_UNITS} most active units a site" if crowded else ""
     rng = np.random.default_rng(0)
-    shuffles = [windows.shuffled(rng) for _ in range(NUM_SHUFFLES)]
+    shuffles = [windows.reordered(windows.draw_order(rng)) for _ in range(NUM_SHUFFLES)]
     maps = []
     for title, estimator in (
         ("correlation of rates", rate_correlation),
@@ -101,7 +116,7 @@ def connectivity_maps(recording: Recording, bin_size: float) -> list[dict[str, A
         maps.append(
             {
                 "title": title,
-                "note": f"above shuffles of {windows.num_windows} trials; * 5 % false discovery rate",
+                "note": f"above shuffles of {windows.num_windows} trials{units}; * 5 % false discovery rate",
                 "sites": windows.site_ids,
                 "weights": _plain(found.excess),
                 "significant": found.significant.tolist(),
