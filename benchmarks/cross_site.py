@@ -22,10 +22,11 @@ from rpnt_hf.evaluation.cross_site import METHODS, compare_arms, evaluate_cross_
 
 BIN_SIZE = 0.05
 SIZE = {
-    "num_sites": 24, "num_controls": 0, "num_units": 16, "num_trials": 80, "simultaneous": False,
-    "local": 0.2, "common": 0.0, "depth": 1.0, "private": 0.2, "smoothness": 3.0, "spread": 6.0,
+    "num_sites": 48, "num_controls": 0, "num_units": 16, "num_trials": 40, "simultaneous": False,
+    "local": 0.2, "common": 0.0, "depth": 1.0, "private": 0.1, "smoothness": 2.5, "spread": 6.0,
     "median_rate": 20.0,
 }  # fmt: skip
+PROPORTIONS = (0.4, 0.1, 0.5)
 QUICK = {**SIZE, "num_sites": 3, "num_trials": 20}
 
 
@@ -37,7 +38,7 @@ def run_corpus(
     data = folder / "data"
     if not data.is_dir():
         simulated = simulate_sites(seed=seed, **size)
-        build_dataset(simulated.recordings, data, BuilderConfig(BIN_SIZE, seed=seed))
+        build_dataset(simulated.recordings, data, BuilderConfig(BIN_SIZE, proportions=PROPORTIONS, seed=seed))
     names = [target.name for target in list_sites(data)]
     target = names[int(np.random.default_rng(seed).integers(len(names)))]
     results = evaluate_cross_site(
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--amounts", nargs="+", default=["10%"], metavar="N", help="training trials (10%%)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--recipe", default="neuropixel_slots")
-    parser.add_argument("--min-steps", type=int, default=300, metavar="N")
+    parser.add_argument("--min-steps", type=int, default=120, metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:
