@@ -365,14 +365,14 @@ class Permutation:
         self._states = torch.cat(kept)  # (W, S, bins, D), on the CPU
 
     def map(
-        self, generator: np.random.Generator, order: NDArray[np.int64] | None = None, num_draws: int = 2
+        self, generator: np.random.Generator, order: NDArray[np.int64] | None = None, num_draws: int = 1
     ) -> Matrix:
         """Makes the map, of the windows as they are or with the trials of each site in another order.
 
         Args:
             generator (`np.random.Generator`): Draws the trials that replace those of a source.
             order (`np.ndarray` of shape `(windows, sites)`, *optional*): As of `SiteWindows.draw_order`.
-            num_draws (`int`, *optional*, defaults to 2): Trials that replace each, one after the other.
+            num_draws (`int`, *optional*, defaults to 1): Trials that replace each, one after the other.
 
         Returns:
             `np.ndarray` of shape `(sites, sites)`: Nats per entry of the target (row) that the source
