@@ -16,6 +16,7 @@ from nwb_files import reach_file
 from slow_reader import slow_read
 
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
+from rpnt_hf.data.loading import load_rows
 from rpnt_hf.data.nwb import read_nwb
 from rpnt_hf.data.staging import StagingFolder
 from rpnt_hf.errors import ConfigurationError, DatasetError, RecordingError
@@ -145,6 +146,30 @@ def test_what_is_finished_is_taken_only_for_the_same_files_and_options(tmp_path,
     READ.clear()
     build_dataset(files, tmp_path / "other", BuilderConfig(bin_size=0.05), read=counting_read)
     assert len(READ) == 3
+
+
+def test_a_copy_that_ended_early_is_not_taken_for_a_dataset(tmp_path, recordings, tally):
+    """`datasets` takes the files that are there; sessions of the others would be gone without a word."""
+    out = build_dataset(recordings[:2], tmp_path / "out", CONFIG)
+    build_dataset(recordings[:3], out, CONFIG, add=True)
+    whole = len(load_rows(out))
+    last = out / "default" / "train-00001.parquet"
+    content, refused = last.read_bytes(), 0
+    for left in (content[:-9], b"", None):
+        last.unlink()
+        if left is not None:
+            last.write_bytes(left)
+        with pytest.raises(
+            DatasetError, match=r"must have every file .*train-00001\.parquet' has \d+ of \d+"
+        ):
+            load_rows(out)
+        last.write_bytes(content)
+        refused += 1
+    tally.add("dataset copied in part", 3, refused)
+    assert len(load_rows(out)) == whole
+    (out / "rpnt_build.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"must list its files, but that of .* cannot be read"):
+        load_rows(out)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Rows stay memory-mapped: their large columns are views of the Arrow file. Not he
 (`windows.py`).
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import DatasetError, closest_names
+from .card import BUILD_FILE
 from .remote import RemoteDataset, is_url
 from .rows import row_behavior, row_counts, row_site_observed, scored_bins
 
@@ -57,6 +59,8 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "`data` must be a folder that `rpnt build` wrote, or a dataset on the Hub (owner/name), got "
             f"'{data}', and there is no such folder. Check the path."
         )
+    if Path(data).is_dir():
+        _check_files(Path(data))
     if config_name == ALL_PARTS:
         parts = [load_rows(data, name, split) for name in _list_parts(data)]
         return datasets.concatenate_datasets(parts)
@@ -87,6 +91,27 @@ def load_rows(data: str | Path, config_name: str | None = None, split: str = "tr
             "are missing. Build it with `rpnt build`."
         )
     return dataset
+
+
+def _check_files(folder: Path) -> None:
+    """Compares the files of a built dataset with the list of them: a copy that ended early lacks some."""
+    if not (folder / BUILD_FILE).is_file():
+        return
+    try:
+        shards = json.loads((folder / BUILD_FILE).read_text(encoding="utf-8")).get("shards", [])
+        sizes = {folder / shard["name"]: shard["bytes"] for shard in shards}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"`{BUILD_FILE}` of a dataset must list its files, but that of '{folder}' cannot be read. Copy "
+            f"or build the dataset again. ({error!r})"
+        ) from error
+    for path, size in sizes.items():
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise DatasetError(
+                f"A dataset must have every file that its `{BUILD_FILE}` lists, but '{path}' has {found} of "
+                f"{size} bytes. Copy or build the dataset again."
+            )
 
 
 def _list_parts(data: str | Path) -> list[str]:
