@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--amounts", nargs="+", default=["10%"], metavar="N", help="training trials (10%%)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--recipe", default="neuropixel_slots")
-    parser.add_argument("--min-steps", type=int, default=120, metavar="N")
+    parser.add_argument("--min-steps", type=int, default=150, metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.quick:

@@ -87,7 +87,8 @@ class FinetuneOptions:
             only the unit embeddings of sessions that the checkpoint does not know; "adapters" what "frozen"
             does and low-rank terms in every layer, and saves these alone, without the checkpoint.
         adapters: Rank and scale of those terms.
-        decoder_rate: Share of the learning rate, in (0, 1], for what a decoder brings beside unit embeddings.
+        decoder_rate: Share of the learning rate, in (0, 1], for what a decoder brings: all but the unit
+            embeddings, and with slots these too.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
             (dropout).
@@ -470,8 +471,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     steps_per_epoch = [
         math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     ]
-    body_rate = options.decoder_rate if is_decoder(options) else 1.0
-    optimizer = make_optimizer(model, options.optimizer, body_rate)
+    rate, body_rate = options.optimizer, options.decoder_rate if is_decoder(options) else 1.0
+    if model.config.unit_embedding == "slots":  # all sites share its rows: the decoder brings these too
+        rate, body_rate = dataclasses.replace(rate, learning_rate=rate.learning_rate * body_rate), 1.0
+    optimizer = make_optimizer(model, rate, body_rate)
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
