@@ -117,7 +117,6 @@ class Watcher:
         self.process = process
         self.processor_s = 0.0
         self.private_mib = 0.0
-        self.resident_mib = 0.0
         self.thread = threading.Thread(target=self.watch)
         self.thread.start()
 
@@ -127,13 +126,10 @@ class Watcher:
             for pid in [self.process.pid, *children(self.process.pid)]:
                 try:
                     status = Path(f"/proc/{pid}/status").read_text()
-                    private, resident = (
-                        int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("RssAnon", "VmHWM")
-                    )
+                    private = int(status.split("RssAnon:")[1].split()[0]) / 1024
                 except (OSError, IndexError):  # it has ended meanwhile
                     continue
                 self.private_mib = max(self.private_mib, private)
-                self.resident_mib = max(self.resident_mib, resident)
             time.sleep(0.05)
 
 

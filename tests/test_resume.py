@@ -118,7 +118,7 @@ def test_pretraining_killed_twenty_times_equals_one_left_alone(corpus, tmp_path,
     counts, num_torn = kill_and_resume(
         "pretrain", corpus, tmp_path, tally, 20, num_processes, [*PRETRAIN, "--epochs=40"]
     )
-    assert min(counts.values()) >= 3, counts
+    assert all(counts.values()), counts  # each kind of moment was met
     assert num_torn
 
 
