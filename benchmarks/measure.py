@@ -133,6 +133,8 @@ def save_plot(
     for name, costs in curves.items():
         axes.plot(sizes, costs, marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axes.minorticks_off()
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

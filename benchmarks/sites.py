@@ -114,7 +114,7 @@ def main() -> None:
     print_table("Training", [trained])
     save_results(options.out, "sites", {"steps": rows, "training": trained})
     curves = {name: [row[f"{name}, ms"] for row in rows] for name in (WITH, WITHOUT)}
-    curves["linear from 8 sites"] = [
+    curves["proportional, from 8 sites"] = [
         row["sites"]
         * next(one for one in rows if one["sites"] == sites[min(2, len(sites) - 1)])["a step, ms a site"]
         for row in rows
