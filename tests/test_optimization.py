@@ -1,5 +1,7 @@
 """Options of optimiser and schedule (optimization.py)."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,16 @@ def test_the_body_learns_at_its_share_of_the_rate_through_the_whole_schedule(sch
         optimizer.step()
         steps.step()
     assert max(seen) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("embedding", "rate"), [("vocabulary", 0.01), ("slots", 0.001)])
+def test_slots_are_part_of_the_body_and_rows_of_units_are_not(embedding, rate):
+    network = Network()
+    network.config = SimpleNamespace(unit_embedding=embedding)
+    optimizer = make_optimizer(network, OptimizerConfig(learning_rate=0.01), body_rate=0.1)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(network.units.weight)] == pytest.approx(rate)
+    assert rates[id(network.body.weight)] == pytest.approx(0.001)
 
 
 def test_only_matrices_of_the_body_decay():

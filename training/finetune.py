@@ -471,10 +471,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     steps_per_epoch = [
         math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     ]
-    rate, body_rate = options.optimizer, options.decoder_rate if is_decoder(options) else 1.0
-    if model.config.unit_embedding == "slots":  # all sites share its rows: the decoder brings these too
-        rate, body_rate = dataclasses.replace(rate, learning_rate=rate.learning_rate * body_rate), 1.0
-    optimizer = make_optimizer(model, rate, body_rate)
+    body_rate = options.decoder_rate if is_decoder(options) else 1.0
+    optimizer = make_optimizer(model, options.optimizer, body_rate)
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -106,7 +106,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float =
         config (`OptimizerConfig`): The options.
         body_rate (`float`, *optional*, defaults to 1.0):
             Share of the learning rate, in (0, 1], for everything but embeddings (Howard and Ruder 2018,
-            arXiv:1801.06146).
+            arXiv:1801.06146). With slots for embeddings too: all sessions share them.
 
     Returns:
         `torch.optim.AdamW`: With one group that decays and two that do not, vectors and embeddings (a row
@@ -128,10 +128,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float =
     vectors = [parameter for parameter in trained if parameter.ndim < 2 and id(parameter) not in embeddings]
     rows = [parameter for parameter in trained if id(parameter) in embeddings]
     slower = config.learning_rate * body_rate
+    has_own_rows = getattr(getattr(model, "config", None), "unit_embedding", "vocabulary") == "vocabulary"
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay, "lr": slower},
         {"params": vectors, "weight_decay": 0.0, "lr": slower},
-        {"params": rows, "weight_decay": 0.0, "lr": config.learning_rate},
+        {"params": rows, "weight_decay": 0.0, "lr": config.learning_rate if has_own_rows else slower},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=(0.9, config.beta2)
