@@ -26,7 +26,7 @@ SIZE = {
     "local": 0.2, "common": 0.0, "depth": 1.0, "private": 0.1, "smoothness": 2.5, "spread": 6.0,
     "median_rate": 20.0,
 }  # fmt: skip
-PROPORTIONS = (0.4, 0.1, 0.5)
+PROPORTIONS = (0.6, 0.1, 0.3)
 QUICK = {**SIZE, "num_sites": 3, "num_trials": 20}
 
 
