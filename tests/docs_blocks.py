@@ -33,6 +33,7 @@ OUTPUT = "Output"
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,}) *([^`]*)$")
 _OPENER = re.compile(r"^ *(?:[-*+] |\d+[.)] |!!! |\?\?\?\+? |=== )")
+_TO_FILE = re.compile(r" > [\w./]+$", re.MULTILINE)
 _SHELL = re.compile(r"[|&;<>$`(){}*?~]")
 
 
@@ -135,11 +136,12 @@ class PageRun:
 
     def _run_shell(self, block: Block) -> None:
         """Runs plain commands of ours in this process, which has torch imported, and all else in a shell."""
-        commands = [shlex.split(line, comments=True) for line in block.code.replace("\\\n", " ").splitlines()]
+        code = block.code.replace("\\\n", " ")
+        commands = [shlex.split(line, comments=True) for line in code.splitlines()]
         commands = [words for words in commands if words]
         scripts = {"training/pretrain.py", "training/finetune.py"}
         ours = all(words[0] == "rpnt" or (words[0] == "python" and words[1] in scripts) for words in commands)
-        if not ours or _SHELL.search(block.code.replace("\\\n", " ")):
+        if not ours or _SHELL.search(_TO_FILE.sub("", code)):
             command = ["bash", "-euo", "pipefail", "-c", block.code]
             done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
             sys.stdout.write(done.stdout)
@@ -147,7 +149,11 @@ class PageRun:
             assert done.returncode == 0, f"exit code {done.returncode}\n{said}"
             return
         for words in commands:
-            if words[0] == "rpnt":
-                assert main(words[1:]) == 0, f"`{shlex.join(words)}` failed"
-            else:
-                load_script(words[1]).main(words[2:])
+            with contextlib.ExitStack() as stack:
+                if words[-2:-1] == [">"]:
+                    *words, _, target = words
+                    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(target, "w"))))
+                if words[0] == "rpnt":
+                    assert main(words[1:]) == 0, f"`{shlex.join(words)}` failed"
+                else:
+                    load_script(words[1]).main(words[2:])

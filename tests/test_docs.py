@@ -86,6 +86,14 @@ def test_a_block_that_fails_or_prints_something_else_is_noticed(text: str) -> No
             run.run(block)
 
 
+def test_a_command_of_ours_may_write_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("docs_blocks.subprocess", None)  # no shell is needed
+    for block in find_blocks("```bash\nrpnt completion bash > rpnt.sh\nrpnt completion zsh > rpnt.zsh\n```"):
+        PageRun().run(block)
+    assert "rpnt" in (tmp_path / "rpnt.sh").read_text() and "compdef" in (tmp_path / "rpnt.zsh").read_text()
+
+
 def test_blocks_inside_lists_and_marked_ones_are_found() -> None:
     text = "- item\n\n    ```python\n    x = 1\n    ```\n\n"
     text += '```bash title="Not run: no GPU here"\nls\n```\n\ntext\n\n    ls\n'

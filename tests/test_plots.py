@@ -50,8 +50,16 @@ def draw_all():
     }
 
 
-def test_every_picture_is_a_figure_that_is_written_to_a_file(tmp_path):
-    for name, figure in draw_all().items():
+@pytest.fixture(scope="module")
+def drawn():
+    """The style of the caller before and after, and the pictures."""
+    before = dict(matplotlib.rcParams)
+    figures = draw_all()
+    return before, dict(matplotlib.rcParams), figures
+
+
+def test_every_picture_is_a_figure_that_is_written_to_a_file(drawn, tmp_path):
+    for name, figure in drawn[2].items():
         assert isinstance(figure, Figure)
         path = save_figure(figure, tmp_path / "new" / f"{name}.png")
         assert path.stat().st_size > 10_000
@@ -59,10 +67,9 @@ def test_every_picture_is_a_figure_that_is_written_to_a_file(tmp_path):
     assert len(list((tmp_path / "new").iterdir())) == 5
 
 
-def test_drawing_leaves_the_style_of_the_caller_alone():
-    before = dict(matplotlib.rcParams)
-    draw_all()
-    assert dict(matplotlib.rcParams) == before
+def test_drawing_leaves_the_style_of_the_caller_alone(drawn):
+    before, after, _ = drawn
+    assert before == after
 
 
 def test_the_score_of_each_decoder_stands_in_the_legend():
@@ -280,7 +287,10 @@ def test_a_recording_is_drawn_with_rates_behaviour_and_gaps():
 
 
 def test_a_recording_without_gaps_and_silent_units_has_no_room_for_them():
-    _, _, rates, timeline = plot_recording(Recording.from_arrays("day1", SPIKES)).axes
+    figure = plot_recording(Recording.from_arrays("day1", SPIKES * 100))
+    _, _, rates, timeline = figure.axes
+    figure.draw_without_rendering()
+    assert figure.get_tightbbox().x1 <= figure.get_size_inches()[0]
     low, high = rates.get_ylim()
     assert 1 <= low < 13 < high <= 100 and "grey" not in timeline.get_xlabel()
 
@@ -392,9 +402,9 @@ def test_calibration_is_drawn_in_percent_beside_the_diagonal():
     np.testing.assert_allclose(axes.lines[1].get_xydata(), [[50, 30], [90, 70]])
 
 
-def test_every_axis_with_numbers_has_a_label_and_numbers_have_units():
+def test_every_axis_with_numbers_has_a_label_and_numbers_have_units(drawn):
     figures = {
-        **draw_all(),
+        **drawn[2],
         "attention": plot_attention(causal_attention(), 0.05, 2),
         "amounts": plot_amounts({"RPNT": [(8, 0.5, 0.4, 0.6), (16, 0.6, 0.5, 0.7)]}),
         "calibration": plot_calibration({"before": [(0.5, 0.3), (0.9, 0.7)]}),

@@ -66,7 +66,9 @@ def main() -> None:
         page.wait_for_selector('#view-training [data-state="done"]', timeout=600_000)
         save(page, "app_finetune")
         page.get_by_role("tab", name="Sites").click()
-        page.wait_for_timeout(3000)
+        page.wait_for_function(
+            "Number(document.querySelector('#view-sites canvas').style.height.slice(0, -2)) > 300"
+        )
         save(page, "app_sites")
         phone = open_page(browser, address, viewport={"width": 390, "height": 800}, color_scheme="dark")
         phone.get_by_label("As fast as it goes").check()

@@ -357,7 +357,7 @@
     let view = null;
     const surface = makeCanvas(root, (w) => {
       const panels = view && view.maps ? view.maps.length : 1;
-      return !view || !view.maps ? 90 : w < 640 ? 330 * panels : 380;
+      return !view || !view.maps ? 90 : w < 640 ? 346 * panels : 394;
     }, "How strongly sites go together");
     function take(message) { view = message; draw(); }
     function draw() {
@@ -366,10 +366,10 @@
       if (!view || !view.maps) { empty(surface, (view && view.message) || "Choose this tab again to draw it."); return; }
       const narrow = width < 640, each = narrow ? width : width / view.maps.length;
       view.maps.forEach((map, index) => {
-        const ox = narrow ? 0 : index * each, oy = narrow ? index * 330 : 0, n = map.sites.length;
-        const side = Math.min(each - 120, 230), box = { x: ox + 70, y: oy + 58, w: side, h: side }, cell = side / n;
+        const ox = narrow ? 0 : index * each, oy = narrow ? index * 346 : 0, n = map.sites.length;
+        const side = Math.min(each - 120, 230), box = { x: ox + 70, y: oy + 72, w: side, h: side }, cell = side / n;
         text(ctx, map.title, ox + 10, oy + 20, { weight: "600", color: c.ink });
-        text(ctx, map.note, ox + 10, oy + 38, { size: 11 });
+        map.note.split("; ").forEach((part, line) => text(ctx, part, ox + 10, oy + 37 + 15 * line, { size: 11 }));
         const off = map.weights.flatMap((row, i) => row.filter((v, j) => (i !== j || map.diagonal) && v !== null));
         const low = Math.min(0, ...off), high = Math.max(...off, low + 1e-9);
         for (let i = 0; i < n; i++) {

@@ -276,7 +276,8 @@ def _draw_rates(axes: Axes, recording: "Recording") -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("unit, by site and rate" if len(present) > 1 else "unit, by rate")
     axes.set_ylabel("mean rate (spikes/s)")
-    axes.set_title(f"Rates: median {np.median(rates):.1f} spikes/s, {int((rates == 0).sum())} silent")
+    silent = int((rates == 0).sum())
+    axes.set_title(f"Median {np.median(rates):.1f} spikes/s, {silent} silent", fontsize=8.5)
     axes.grid(axis="y", color=LIGHT, linewidth=0.5)
 
 
