@@ -63,7 +63,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one small corpus, few steps: does it run?")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(1, 11)), metavar="N")
     parser.add_argument("--model-seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--amounts", nargs="+", default=["10%"], metavar="N", help="training trials (10%%)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
