@@ -157,8 +157,8 @@ def test_a_site_is_left_out_and_decoded_in_every_way(days, tmp_path):
         *(("full from decoder", name) for name in COORDINATES),
     ]
     assert len({row["r2"] for row in results["table"]}) == 7
-    assert (tmp_path / "out" / "sites_10-percent.png").is_file()
-    assert "![sites 10-percent](sites_10-percent.png)" in (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "sites_10--percent.png").is_file()
+    assert "![sites 10--percent](sites_10--percent.png)" in (tmp_path / "out" / "results.md").read_text()
     again = evaluate_cross_site(days, tmp_path / "out", **options)
     assert again["table"] == results["table"]
 
