@@ -121,8 +121,14 @@ attribute("rate_in_words", "starting_time", "rate", ["fast"], EITHER, clock="sta
 @mutation(READ)
 def starting_time(file, rng):
     name = one_series(file, rng, "starting_time")
-    values = [-1.0, 2.5, np.nan, np.float32(0.1), np.int64(1), 1e5]
-    return name is not None and change(file, f"{name}/starting_time", lambda _: values[rng.integers(6)])
+    values = [-1.0, 2.5, np.nan, np.float32(0.1), 1e5]
+    return name is not None and change(file, f"{name}/starting_time", lambda _: values[rng.integers(5)])
+
+
+@mutation(EITHER)
+def starting_time_as_whole_number(file, rng):
+    name = one_series(file, rng, "starting_time")
+    return name is not None and change(file, f"{name}/starting_time", lambda _: np.int64(1))
 
 
 @mutation(EITHER)
