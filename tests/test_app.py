@@ -488,6 +488,19 @@ def test_without_gradio_the_extra_is_named(monkeypatch, capsys):
     assert "pip install 'rpnt_hf[app]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "99999"], "argument --port: the port must be a number from 1 to 65535, got '99999'"),
+        (["--max-upload", "many"], "argument --max-upload: the size must be a number with kb, mb or gb"),
+    ],
+)
+def test_options_of_the_page_are_checked_before_anything_is_loaded(words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["app", *words])
+    assert said in capsys.readouterr().err
+
+
 def test_the_space_names_what_is_there_and_a_gradio_that_the_extra_allows(repository):
     head = yaml.safe_load((repository / "space" / "README.md").read_text().split("---")[1])
     assert head["sdk"] == "gradio" and (repository / "space" / head["app_file"]).is_file()

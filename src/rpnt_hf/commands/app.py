@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 import time
 
 from rpnt_hf.commands.output import print_json, print_text
@@ -26,6 +27,20 @@ folders of it.
 """
 
 
+def _port(word: str) -> int:
+    """Reads a port."""
+    if not word.isdecimal() or not 1 <= int(word) <= 65535:
+        raise argparse.ArgumentTypeError(f"the port must be a number from 1 to 65535, got '{word}'")
+    return int(word)
+
+
+def _size(word: str) -> str:
+    """Reads a size as Gradio takes it."""
+    if not re.fullmatch(r"[0-9]+(kb|mb|gb)", word.lower()):
+        raise argparse.ArgumentTypeError(f"the size must be a number with kb, mb or gb, got '{word}'")
+    return word
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `rpnt app`.
 
@@ -34,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")
-    add("--port", type=int, help="port (default: the first free one from 7860 on)")
+    add("--port", type=_port, help="port (default: the first free one from 7860 on)")
     add(
         "--checkpoint",
         nargs="+",
@@ -42,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="decoders to offer: folders, Hub ids",
     )
-    add("--max-upload", default="500mb", metavar="SIZE", help="largest upload (default 500mb)")
+    add("--max-upload", type=_size, default="500mb", metavar="SIZE", help="largest upload (default 500mb)")
     add("--no-browser", action="store_true", help="do not open a browser")
     add("--no-folders", action="store_true", help="visitors may not name folders of this machine")
 
