@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := $(VENV)/.base
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo_out
 RESULTS_OUT ?= results_out
@@ -19,15 +20,21 @@ SOURCES := src training dataset_builders benchmarks examples reference_checkpoin
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# Done once, and again when the dependencies or the constraints change.
-$(STAMP): pyproject.toml constraints.txt
+# Done once, and again when the dependencies or the constraints change: what users need, then what developers need.
+$(BASE): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, none was found: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Installing into $(VENV): a few minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(STAMP): $(BASE)
+	@echo "Installing what tests and checks need."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## Run the whole path on simulated recordings (DEMO_OUT=folder, at most 5 minutes on two cores).
+demo: $(BASE)  ## Run the whole path on simulated recordings (DEMO_OUT=folder, at most 5 minutes on two cores).
 	$(BIN)/rpnt demo --out $(DEMO_OUT)
 
 test: $(STAMP)  ## Run the fast tests.

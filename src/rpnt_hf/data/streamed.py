@@ -394,9 +394,7 @@ def _fetch_group(places: list[tuple[int, tuple[str, int, int, int], int, int]]) 
         table = parquet.read_row_group(group, columns=list(LARGE_COLUMNS)).select(LARGE_COLUMNS)
     found = []
     for _, (_, _, _, index), num_bins, num_units in places:
-        values = [
-            np.frombuffer(table.column(name)[index].as_buffer(), np.uint8) for name in LARGE_COLUMNS
-        ]
+        values = [np.frombuffer(table.column(name)[index].as_buffer(), np.uint8) for name in LARGE_COLUMNS]
         if num_bins == 0 or values[0].size != num_bins * num_units or values[1].size % num_bins:
             raise DatasetError(
                 f"A row must hold a count for each bin and unit, but row {index} of group {group} in "
