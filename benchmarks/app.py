@@ -53,7 +53,10 @@ CHANGE = """async ([selector, value, view]) => {
     control.dispatchEvent(new Event("input", { bubbles: true }));
     control.dispatchEvent(new Event("change", { bubbles: true }));
   }
-  while (root.dataset.drawn === before) await new Promise(requestAnimationFrame);
+  while (root.dataset.drawn === before) {
+    if (performance.now() - began > 20000) throw new Error(`${selector} = ${value} drew nothing`);
+    await new Promise(requestAnimationFrame);
+  }
   return [performance.now() - began, Number(root.dataset.modelMs)];
 }"""
 
@@ -67,6 +70,7 @@ def make_decoder(folder: Path, preset: str, bin_size: float, recording: Recordin
         bin_size=bin_size,
         metadata_axes=model.config.metadata_axes,
         window_bins=100,
+        corpus_start=recording.recording_date,  # without one the page treats days as unknown
         behavior_names=targets["target_names"],
         behavior_units=targets["target_units"],
     )
