@@ -369,7 +369,8 @@ def read_nwb(path: str | Path, repair_spikes: bool = False, any_unit: bool = Fal
     except Exception as error:  # h5py, hdmf and pynwb raise errors of every kind on files that are damaged
         raise RecordingError(
             f"`path` must be a whole NWB 2.x file, got '{path}', which cannot be read "
-            f"({type(error).__name__}: {error}). It may be truncated: fetch it again."
+            f"({type(error).__name__}: {error}). It may be truncated, or break the NWB "
+            "schema: fetch it again, or have it written anew."
         ) from error
 
 
