@@ -36,9 +36,10 @@ def settings(kind, **fields):
     return NeuralSettings(kind=kind, **{**small, **fields}, optimizer=optimizer)
 
 
+@pytest.mark.parametrize("fields", [{}, {"standardize": False, "lead_bins": 5}])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_comparator_learns_and_is_causal(rows, kind):
-    decoder = NeuralDecoder(settings(kind)).fit(rows["train"], rows["validation"])
+def test_a_comparator_learns_and_is_causal(rows, kind, fields):
+    decoder = NeuralDecoder(settings(kind, **fields)).fit(rows["train"], rows["validation"])
     assert decoder.num_parameters > 100
     row = rows["test"][0]
     predictions = decoder.predict(row)

@@ -101,8 +101,9 @@ def test_an_epoch_can_go_on_in_the_middle_once(rows):
 
 @pytest.mark.parametrize("context_bins", [0, 10])
 @pytest.mark.parametrize("training", [True, False])
-def test_decoding_learns_from_each_scored_bin_once_an_epoch(rows, context_bins, training):
-    sampler = WindowSampler(rows, 25, 4, context_bins=context_bins, training=training)
+@pytest.mark.parametrize("lead_bins", [None, 0, 3])
+def test_decoding_learns_from_each_scored_bin_once_an_epoch(rows, context_bins, training, lead_bins):
+    sampler = WindowSampler(rows, 25, 4, context_bins=context_bins, training=training, lead_bins=lead_bins)
     dataset = WindowDataset(rows)
     for epoch in range(3):
         learned = [np.zeros(row["num_bins"], dtype=int) for row in rows]
@@ -111,6 +112,23 @@ def test_decoding_learns_from_each_scored_bin_once_an_epoch(rows, context_bins, 
             learned[window.row][window.start : window.stop] += dataset[window].label_mask
         for row, times in zip(rows, learned, strict=True):
             np.testing.assert_array_equal(times, scored_bins(row))
+
+
+@pytest.mark.parametrize("lead_bins", [0, 3])
+def test_a_training_window_keeps_so_many_bins_before_the_first_that_it_learns_from(rows, lead_bins):
+    whole, cut = WindowSampler(rows, 10, 4), WindowSampler(rows, 10, 4, lead_bins=lead_bins)
+    dataset = WindowDataset(rows)
+    shortened = 0
+    for before, after in zip(whole.windows(1), cut.windows(1), strict=True):
+        first = before.start + int(np.flatnonzero(dataset[before].label_mask)[0])
+        assert after.start == max(before.start, first - lead_bins)
+        assert (after.row, after.stop, after.seed) == (before.row, before.stop, before.seed)
+        shortened += after.start > before.start
+    assert shortened
+    fixed = WindowSampler(rows, 10, 4, lead_bins=lead_bins, training=False)
+    assert fixed.windows(0) == WindowSampler(rows, 10, 4, training=False).windows(0)
+    with pytest.raises(ConfigurationError, match="`lead_bins` must be 0 or more"):
+        WindowSampler(rows, 10, 4, lead_bins=-1)
 
 
 def test_pretraining_batches_hold_pairs_that_do_not_overlap(rows):

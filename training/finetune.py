@@ -95,6 +95,7 @@ class FinetuneOptions:
         num_slots: Slots per site, where the network has `unit_embedding` "slots".
         window_bins: Length of training windows, in bins.
         context_bins: Bins at the start of a window that are only looked at.
+        lead_bins: Bins before the first that it learns from that a training window keeps; empty for all.
         unit_dropout: Mean share of units that a training window loses, in [0, 0.5].
         spike_dropout: Largest share of its spikes that a unit loses in a training window, in [0, 1).
         time_warp: Training windows are played faster or slower by factors of up to 1 + this, 0 or more.
@@ -128,6 +129,7 @@ class FinetuneOptions:
     num_slots: int | None = None
     window_bins: int = 100
     context_bins: int = 0
+    lead_bins: int | None = None
     unit_dropout: float = 0.15
     spike_dropout: float = 0.5
     time_warp: float = 0.0
@@ -457,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     batch_size = options.batch_size * accelerator.num_processes
     sampler = WindowSampler(
         splits["train"], options.window_bins, batch_size, seed=options.seed,
-        context_bins=options.context_bins, label_lag=lag,
+        context_bins=options.context_bins, lead_bins=options.lead_bins, label_lag=lag,
     )  # fmt: skip
     collator = WindowCollator(
         splits["train"],

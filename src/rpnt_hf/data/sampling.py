@@ -106,6 +106,8 @@ class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for li
         training (`bool`, *optional*, defaults to `True`): False for a fixed order of fixed windows.
         context_bins (`int`, *optional*, defaults to 0):
             Bins at the start of each decoding window that are only looked at (where the row has them).
+        lead_bins (`int`, *optional*): At most so many bins before the first that it learns from stay in a
+            decoding window of training; all where it is not given.
         label_lag (`int`, *optional*, defaults to 0): Bins by which labels come later than counts.
         session_temperature (`float`, *optional*, defaults to 1.0): T of temperature sampling (Arivazhagan et
             al. 2019, arXiv:1907.05019), at least 1. An epoch of training has as many windows as with 1, of
@@ -129,6 +131,7 @@ class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for li
         pairs: bool = False,
         training: bool = True,
         context_bins: int = 0,
+        lead_bins: int | None = None,
         label_lag: int = 0,
         session_temperature: float = 1.0,
     ) -> None:
@@ -142,7 +145,12 @@ class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for li
                 f"Windows need `window_bins` >= 1, `batch_size` >= {2 if pairs else 1} and `context_bins` in "
                 f"[0, window_bins), got {window_bins}, {batch_size} and {context_bins}."
             )
+        if lead_bins is not None and lead_bins < 0:
+            raise ConfigurationError(
+                f"`lead_bins` must be 0 or more bins, or None for all there are, got {lead_bins}."
+            )
         self.window_bins = window_bins
+        self.lead_bins = lead_bins if training and not pairs else None
         self.windows_per_batch = batch_size
         self.seed = seed
         self.pairs = pairs
@@ -200,7 +208,12 @@ class WindowSampler(Sampler[Any]):  # of `Windows`; a DataLoader is typed for li
         start = begin if self.pairs else np.maximum(self._first[row], end - self.window_bins)
         if not self.pairs:
             offset = self._row_offset[row]
-            kept = self._learnable[offset + end] > self._learnable[offset + begin]
+            learned = self._learnable[offset + begin]
+            kept = self._learnable[offset + end] > learned
+            if self.lead_bins is not None:
+                first = np.searchsorted(self._learnable, learned, side="right") - 1 - offset
+                start = np.maximum(start, first - self.lead_bins)
+                begin = np.maximum(begin, start)
         elif self.training:
             kept = is_whole[row] | (2 * (end - begin) >= size)
         else:

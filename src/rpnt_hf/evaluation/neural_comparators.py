@@ -45,6 +45,8 @@ class NeuralSettings:
         spike_dropout: Largest share of its spikes that a unit loses in a training window, in [0, 1).
         time_warp: Training windows are played faster or slower by up to 1 + this, 0 or more.
         window_bins: Length of training windows, in bins.
+        lead_bins: Bins before the first that it learns from that a training window keeps; None for all.
+        standardize: Whether the inputs, square-rooted counts, are centred and scaled by unit.
         batch_size: Windows per step.
         epochs: Passes over the training rows.
         validate_every: Epochs between validations.
@@ -60,6 +62,8 @@ class NeuralSettings:
     spike_dropout: float = 0.3
     time_warp: float = 0.0
     window_bins: int = 128
+    lead_bins: int | None = None
+    standardize: bool = True
     batch_size: int = 16
     epochs: int = 100
     validate_every: int = 5
@@ -97,7 +101,7 @@ def read_settings(path: str | Path) -> dict[str, NeuralSettings]:
 
 
 class _CausalNetwork(nn.Module):
-    """Square-rooted, standardised counts of one bin and earlier ones in, standardised behaviour out."""
+    """Square-rooted counts of one bin and earlier ones in, standardised behaviour out."""
 
     mean: Tensor
     std: Tensor
@@ -178,7 +182,9 @@ class NeuralDecoder:
             )
         settings = self.settings
         processor = RPNTProcessor.from_rows([*train, *validation])
-        sampler = WindowSampler(train, settings.window_bins, settings.batch_size, seed=self.seed)
+        sampler = WindowSampler(
+            train, settings.window_bins, settings.batch_size, seed=self.seed, lead_bins=settings.lead_bins
+        )
         dataset = WindowDataset(train)
         collator = WindowCollator(
             train,
@@ -191,12 +197,15 @@ class NeuralDecoder:
         self._unit_ids = list(train[0]["unit_ids"])
         self._order = _flat_order(processor, sessions[0])
         self._label_mean, self._label_std = label_mean.numpy(), label_std.numpy()
-        roots = np.sqrt(np.concatenate([row_counts(row)[:, self._order] for row in train]))
-        mean, std = torch.from_numpy(roots.mean(axis=0)), torch.from_numpy(roots.std(axis=0))
+        mean, std = torch.zeros(len(self._order)), torch.ones(len(self._order))
+        if settings.standardize:
+            roots = np.sqrt(np.concatenate([row_counts(row)[:, self._order] for row in train]))
+            mean = torch.from_numpy(roots.mean(axis=0)).float()
+            std = torch.from_numpy(roots.std(axis=0)).float().clamp_min(0.05)
         best = -np.inf
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = _CausalNetwork(settings, mean.float(), std.float().clamp_min(0.05), len(label_mean))
+            network = _CausalNetwork(settings, mean, std, len(label_mean))
             self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
             optimizer = make_optimizer(network, settings.optimizer)
             steps = sum(len(sampler.batches(epoch)) for epoch in range(settings.epochs))
