@@ -46,7 +46,6 @@ class NeuralSettings:
         time_warp: Training windows are played faster or slower by up to 1 + this, 0 or more.
         window_bins: Length of training windows, in bins.
         lead_bins: Bins before the first that it learns from that a training window keeps; None for all.
-        standardize: Whether the inputs, square-rooted counts, are centred and scaled by unit.
         batch_size: Windows per step.
         epochs: Passes over the training rows.
         validate_every: Epochs between validations.
@@ -63,7 +62,6 @@ class NeuralSettings:
     time_warp: float = 0.0
     window_bins: int = 128
     lead_bins: int | None = None
-    standardize: bool = True
     batch_size: int = 16
     epochs: int = 100
     validate_every: int = 5
@@ -101,16 +99,15 @@ def read_settings(path: str | Path) -> dict[str, NeuralSettings]:
 
 
 class _CausalNetwork(nn.Module):
-    """Square-rooted counts of one bin and earlier ones in, standardised behaviour out."""
+    """Square-rooted counts of one bin and earlier ones in, standardised behaviour out.
 
-    mean: Tensor
-    std: Tensor
+    Counts are not centred and scaled by unit, and a recurrent network sees them through a linear map: on
+    held-out trials LSTM and GRU were better for both (docs/research_log.md).
+    """
 
-    def __init__(self, settings: NeuralSettings, mean: Tensor, std: Tensor, num_targets: int) -> None:
+    def __init__(self, settings: NeuralSettings, num_units: int, num_targets: int) -> None:
         super().__init__()
-        num_units, width = len(mean), settings.hidden_size
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
+        width = settings.hidden_size
         self.num_lags = settings.num_lags
         self.dropout = nn.Dropout(settings.dropout)
         self.recurrent: nn.Module | None = None
@@ -122,19 +119,23 @@ class _CausalNetwork(nn.Module):
         else:
             network = {"gru": nn.GRU, "lstm": nn.LSTM}[settings.kind]
             deep = settings.num_layers > 1
+            self.embedding = nn.Linear(num_units, width)
+            nn.init.normal_(self.embedding.weight, std=0.05)
+            nn.init.zeros_(self.embedding.bias)
             self.recurrent = network(
-                num_units, width, settings.num_layers, batch_first=True,
+                width, width, settings.num_layers, batch_first=True,
                 dropout=settings.dropout if deep else 0.0,
             )  # fmt: skip
         self.head = nn.Linear(width, num_targets)
 
     def forward(self, counts: Tensor, kept: Tensor | None = None) -> Tensor:
         """Counts (B, T, N), kept units (B, N) -> (B, T, K)."""
-        inputs = (counts.float().sqrt() - self.mean) / self.std
+        inputs = counts.float().sqrt()
         if kept is not None:
-            inputs = inputs * kept[:, None]
+            scale = (kept.shape[-1] / kept.sum(dim=-1, keepdim=True)).sqrt()
+            inputs = inputs * (kept * scale)[:, None]
         if self.recurrent is not None:
-            states, _ = self.recurrent(inputs)
+            states, _ = self.recurrent(self.embedding(inputs))
             return self.head(self.dropout(states))
         padded = F.pad(inputs, (0, 0, self.num_lags - 1, 0))
         states = padded.unfold(1, self.num_lags, 1).flatten(-2)
@@ -197,15 +198,10 @@ class NeuralDecoder:
         self._unit_ids = list(train[0]["unit_ids"])
         self._order = _flat_order(processor, sessions[0])
         self._label_mean, self._label_std = label_mean.numpy(), label_std.numpy()
-        mean, std = torch.zeros(len(self._order)), torch.ones(len(self._order))
-        if settings.standardize:
-            roots = np.sqrt(np.concatenate([row_counts(row)[:, self._order] for row in train]))
-            mean = torch.from_numpy(roots.mean(axis=0)).float()
-            std = torch.from_numpy(roots.std(axis=0)).float().clamp_min(0.05)
         best = -np.inf
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = _CausalNetwork(settings, mean, std, len(label_mean))
+            network = _CausalNetwork(settings, len(self._order), len(label_mean))
             self.num_parameters = sum(parameter.numel() for parameter in network.parameters())
             optimizer = make_optimizer(network, settings.optimizer)
             steps = sum(len(sampler.batches(epoch)) for epoch in range(settings.epochs))
