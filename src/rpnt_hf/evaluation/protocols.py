@@ -45,6 +45,7 @@ PARTS: Mapping[str, tuple[str, Any, Any]] = {
     "unit dropout": ("unit_dropout", 0.0, 0.1),
     "spike dropout": ("spike_dropout", 0.0, 0.5),
     "time warp": ("time_warp", 0.0, 0.2),
+    "lead limit": ("lead_bins", None, 20),
     "weight averaging": ("optimizer.averaging_decay", 0.0, 0.99),
 }
 ENCODINGS = ("mrope", "rope", "sinusoidal", "none")
