@@ -29,7 +29,7 @@ from rpnt_hf.evaluation.runner import Recipe, execute_runs, list_sessions, read_
 from rpnt_hf.evaluation.statistics import compare_sessions
 from rpnt_hf.metrics import r2_conventions
 
-__all__ = ["COORDINATES", "METHODS", "compare_arms", "evaluate_cross_site", "leave_site_out", "list_sites"]
+__all__ = ["COORDINATES", "METHODS", "compare_arms", "evaluate_cross_site", "leave_sites_out", "list_sites"]
 
 SPLITS = ("train", "validation", "test")
 COORDINATES = ("true", "shuffled", "unknown")
@@ -82,6 +82,7 @@ def evaluate_cross_site(
     seeds: Sequence[int] = (0,),
     num_proc: int = 1,
     min_steps: int = 400,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Leaves sites out one at a time, and decodes each from scratch and from what was pretrained.
 
@@ -100,6 +101,8 @@ def evaluate_cross_site(
         seeds (`Sequence[int]`, *optional*, defaults to `(0,)`): Seeds.
         num_proc (`int`, *optional*, defaults to 1): Runs at a time, each on one thread.
         min_steps (`int`, *optional*, defaults to 400): Steps that a training on few trials takes at least.
+        together (`bool`, *optional*, defaults to `False`): Whether all targets are left out of one and the
+            same pretraining, which costs about as much as one target does, in place of one at a time.
 
     Returns:
         `dict[str, Any]`: The content of `results.json`: `table` (one row per decoder), `comparisons`, and
@@ -128,13 +131,15 @@ def evaluate_cross_site(
             )
     table: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    for target in [known[name] for name in targets] or list(sites):
-        folder = out / _safe(target.name)
+    left_out = [known[name] for name in dict.fromkeys(targets)] or list(sites)
+    for group in [left_out] if together else [[target] for target in left_out]:
+        name = " ".join(target.name for target in group)
+        folder = out / (_safe(name) if len(group) == 1 else f"together_{_digest(name).hex()[:12]}")
         derived = folder / "data"
         if not derived.is_dir():
-            leave_site_out(data, dataset_config, target, sites, derived)
-        runs = _plan(derived, target, methods, amounts, seeds)
-        settings = {"protocol": "cross-site", "target": target.name, "dataset_config": dataset_config}
+            leave_sites_out(data, dataset_config, group, sites, derived)
+        runs = _plan(derived, group, methods, amounts, seeds)
+        settings = {"protocol": "cross-site", "target": name, "dataset_config": dataset_config}
         facts = execute_runs(
             runs,
             folder / "evaluation",
@@ -145,14 +150,14 @@ def evaluate_cross_site(
             settings=settings,
         )
         for run, fact in zip(runs, facts, strict=True):
-            coordinates = run.session_id.rpartition(" ")[2]
+            target_name, _, coordinates = run.session_id.rpartition(" ")
             if "error" in fact:
-                failed.append({"target": target.name, "decoder": run.name, "error": fact["error"]})
+                failed.append({"target": target_name, "decoder": run.name, "error": fact["error"]})
                 continue
             found = read_predictions(run_folder(folder / "evaluation", run))
             table.append(
                 {
-                    "target": target.name,
+                    "target": target_name,
                     "method": run.method,
                     "decoder": NAMES[run.method],
                     "coordinates": coordinates,
@@ -258,36 +263,38 @@ def list_sites(data: str | Path, dataset_config: str | None = None) -> dict[Targ
     return dict(sorted(sites.items(), key=lambda item: item[0].name))
 
 
-def leave_site_out(
+def leave_sites_out(
     data: str | Path,
     dataset_config: str | None,
-    target: Target,
+    targets: Sequence[Target],
     sites: Mapping[Target, NDArray[np.float64]],
     out: Path,
 ) -> None:
-    """Writes a dataset in which a site stands alone, three times, and is nowhere else.
+    """Writes a dataset in which each target stands alone, three times, and is nowhere else.
 
     Args:
         data (`str` or `Path`): Folder that `rpnt build` wrote, or a dataset on the Hub.
         dataset_config (`str`, *optional*): Part of the corpus.
-        target (`Target`): The site.
+        targets (`Sequence[Target]`): The sites, at least one.
         sites (`Mapping[Target, np.ndarray]`): All sites with their positions; "shuffled" coordinates are
-            those of another one, drawn by the name of the target.
+            those of one that is no target, drawn by the name of the target.
         out (`Path`): Folder to make.
 
     Raises:
-        DatasetError: The position of the target, or of every other site, is unknown, or it is the only one.
+        DatasetError: The position of a target, or of every site that is none, is unknown, or there is none.
     """
-    others = [place for other, place in sites.items() if other != target and np.isfinite(place).all()]
-    if not others or not np.isfinite(sites[target]).all():
-        raise DatasetError(
-            f"To shuffle coordinates the positions of '{target.name}' and of another site must be known, got "
-            f"{sites[target].tolist()} and {len(others)} others. Give them when the dataset is built "
-            "(`--sites-csv`)."
-        )
-    digest = hashlib.sha256(target.name.encode()).digest()
-    drawn = np.random.default_rng(int.from_bytes(digest[:8], "little")).integers(len(others))
-    places = {"true": sites[target], "shuffled": others[drawn], "unknown": np.full(3, np.nan)}
+    others = [place for other, place in sites.items() if other not in targets and np.isfinite(place).all()]
+    places: dict[Target, dict[str, NDArray[np.float64]]] = {}
+    for target in targets:
+        if not others or not np.isfinite(sites[target]).all():
+            raise DatasetError(
+                f"To shuffle coordinates the positions of '{target.name}' and of a site that is not left out "
+                f"must be known, got {sites[target].tolist()} and {len(others)} others. Give them when the "
+                "dataset is built (`--sites-csv`), or leave fewer out."
+            )
+        seed = int.from_bytes(_digest(target.name)[:8], "little")
+        drawn = np.random.default_rng(seed).integers(len(others))
+        places[target] = {"true": sites[target], "shuffled": others[drawn], "unknown": np.full(3, np.nan)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".writing-") as temporary:
         folder = Path(temporary) / "data"
@@ -295,15 +302,14 @@ def leave_site_out(
         for split in SPLITS:
             rows = []
             for row in view_rows(load_rows(data, dataset_config, split)):
-                rest = [site for site in row["site_ids"] if Target(row["session_id"], site) != target]
+                present = {site: Target(row["session_id"], site) for site in row["site_ids"]}
+                rest = [site for site, target in present.items() if target not in places]
                 if rest:
                     rows.append(_with_sites(row, rest))
-                if len(rest) < len(row["site_ids"]):
-                    alone = _with_sites(row, [target.site_id])
-                    rows += [
-                        {**alone, "session_id": target.arm(name), "site_positions": [place.tolist()]}
-                        for name, place in places.items()
-                    ]
+                for site, target in present.items():
+                    for name, place in places.get(target, {}).items():
+                        alone = {"session_id": target.arm(name), "site_positions": [place.tolist()]}
+                        rows.append({**_with_sites(row, [site]), **alone})
             table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
             pq.write_table(table, folder / f"{split}.parquet", compression="zstd", row_group_size=64)
         files = [{"split": split, "path": f"{split}.parquet"} for split in SPLITS]
@@ -313,7 +319,8 @@ def leave_site_out(
         # `datasets` caches by the name of the folder and this head, not by the content of the files.
         description = f"content {content.hexdigest()[:16]}"
         head = json.dumps([{"config_name": "default", "data_files": files, "description": description}])
-        (folder / "README.md").write_text(f"---\nconfigs: {head}\n---\n# Without {target.name}\n")
+        names = ", ".join(target.name for target in targets)
+        (folder / "README.md").write_text(f"---\nconfigs: {head}\n---\n# Without {names}\n")
         shutil.move(folder, out)
 
 
@@ -336,23 +343,34 @@ def _with_sites(row: Row, site_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _plan(
-    derived: Path, target: Target, methods: Sequence[str], amounts: Sequence[str], seeds: Sequence[int]
+    derived: Path,
+    targets: Sequence[Target],
+    methods: Sequence[str],
+    amounts: Sequence[str],
+    seeds: Sequence[int],
 ) -> list[Run]:
-    """Lists the runs of one target; from scratch, where coordinates are constant, with the true ones."""
+    """Lists the runs of targets; from scratch, where coordinates are constant, with the true ones."""
     sessions = {session.session_id: session for session in list_sessions(str(derived))}
-    arms = {name: target.arm(name) for name in COORDINATES}
-    sources = tuple(sorted(sessions.keys() - set(arms.values())))
+    alone = {target.arm(name) for target in targets for name in COORDINATES}
+    sources = tuple(sorted(sessions.keys() - alone))
     if not sources:
-        raise DatasetError(f"There must be another site to pretrain on, got '{target.name}' alone.")
+        raise DatasetError(
+            f"There must be another site to pretrain on, got {len(targets)} left out and none that is not."
+        )
     runs = []
-    for amount in list_amounts("cross-site", sessions[arms["true"]], amounts):
-        for method in methods:
-            kind = MODES[method]
-            for coordinates in COORDINATES if kind else ("true",):
-                for seed in seeds:
-                    base = None if kind is None else Base(kind, sources, seed)
-                    runs.append(Run(method, arms[coordinates], amount, seed, base=base))
+    for target in targets:
+        for amount in list_amounts("cross-site", sessions[target.arm("true")], amounts):
+            for method in methods:
+                kind = MODES[method]
+                for coordinates in COORDINATES if kind else ("true",):
+                    for seed in seeds:
+                        base = None if kind is None else Base(kind, sources, seed)
+                        runs.append(Run(method, target.arm(coordinates), amount, seed, base=base))
     return runs
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _safe(name: str) -> str:
