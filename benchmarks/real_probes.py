@@ -3,19 +3,22 @@
     python benchmarks/real_probes.py --data DIR --out results
 
 For each NWB file of the folder (trials with a column `feedback`; areas are sites): pretrain a tiny model with
-and without its spatial stage on the training trials, then on test trials
+and without its spatial stage on the training trials, in which whole areas are hidden and nothing else, then
+on test trials
 
 - hide one area altogether and predict its counts from the others: bits per spike over a mean rate for each
   unit, beside the mean response of each unit over trials and a reduced-rank linear predictor from the other
   areas (rank, ridge and floor of the rates chosen on validation trials);
 - decode feedback: the pretrained model finetuned as a classifier against logistic regression on counts
-  (features and strength chosen on validation trials), by balanced accuracy, with intervals over test trials.
+  (features and strength chosen on validation trials), by balanced accuracy.
 
-Trials are divided once for each file; nothing is chosen on test trials.
+Intervals are of 1,000 resamples of test trials, the same for both where two are compared. Trials are divided
+once for each file; nothing is chosen on test trials. It goes on where it was interrupted.
 """
 
 import argparse
 import json
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -43,8 +46,10 @@ BIN_SIZE, MIN_UNITS = 0.02, 15
 SPLITS = ("train", "validation", "test")
 RANKS, RIDGES, FLOORS = (1, 2, 4, 8, 16), (1.0, 10.0, 100.0, 1000.0), (0.02, 0.1, 0.3)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-MASKING = {"site_mask_probability": 0.4, "min_visible_bins": 4}  # whole areas are hidden at the end
-LEARNING_RATE = 0.003
+# Whole areas are hidden and nothing else, as on test trials: with more hidden, little is left to learn from.
+MASKING = {"site_mask_probability": 0.3, "min_visible_bins": 10_000, "min_visible_units": 10_000}
+FIELDS = {"unit_readout": "own", "dropout": 0.2}
+LEARNING_RATE, BATCH_SIZE, UNIT_DROPOUT, VALIDATE_EVERY = 0.003, 8, 0.2, 50
 LAGS = 2  # bins of the past that the linear predictor sees, beside the present one
 NUM_RESAMPLES = 1000
 
@@ -76,14 +81,22 @@ def pretrain(data: Path, out: Path, num_spatial_layers: int, options: argparse.N
     config = find_script("training/configs/neuropixel_tiny_pretrain.yaml")
     fields = {
         **yaml.safe_load(config.read_text())["model"],
+        **FIELDS,
         "num_spatial_layers": num_spatial_layers,
-        "dropout": 0.2,
     }
     rows = load_rows(data, split="train")
+    epochs = math.ceil(options.steps * BATCH_SIZE / len(rows))
     argv = ["--config", str(config), "--data", str(data), "--output_dir", str(out), "--cpu", "true"]
     argv += ["--model", json.dumps(fields), "--window_bins", str(max(rows["num_bins"])), "--seed", "0"]
-    argv += ["--epochs", str(options.epochs), "--validate_every", "50", "--unit_dropout", "0.2"]
-    argv += ["--masking", json.dumps(MASKING), "--batch_size", "16"]
+    argv += [
+        "--epochs",
+        str(epochs),
+        "--validate_every",
+        str(VALIDATE_EVERY),
+        "--unit_dropout",
+        str(UNIT_DROPOUT),
+    ]
+    argv += ["--masking", json.dumps(MASKING), "--batch_size", str(BATCH_SIZE)]
     argv += ["--optimizer.learning_rate", str(LEARNING_RATE)]
     load_script("training/pretrain.py").main(argv)
     return out
@@ -152,9 +165,24 @@ def reduced_rank(splits: dict[str, SiteWindows], site: int) -> tuple[Array, dict
     return best[1], best[2]
 
 
-def hidden_areas(splits: dict[str, SiteWindows], checkpoints: dict[str, Path]) -> list[dict[str, Any]]:
-    """Bits per spike of every way to predict each area from the others."""
-    rows = []
+def bits_interval(one: Array, other: Array | None = None) -> tuple[float, float, float]:
+    """Bits per spike of (2, trials), less those of another where there is one, and the 95 % interval."""
+    index = np.random.default_rng(0).integers(one.shape[1], size=(NUM_RESAMPLES, one.shape[1]))
+
+    def bits(sums: Array) -> Array:
+        gained, spikes = sums[:, np.concatenate([np.arange(one.shape[1])[None], index])].sum(axis=2)
+        return np.asarray(gained / (spikes * math.log(2)))
+
+    found = bits(one) - (0 if other is None else bits(other))
+    low, high = np.percentile(found[1:], [2.5, 97.5])
+    return float(found[0]), float(low), float(high)
+
+
+def hidden_areas(
+    splits: dict[str, SiteWindows], checkpoints: dict[str, Path]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Bits per spike of every way to predict each area from the others, and of all areas with intervals."""
+    rows, totals = [], dict[str, Array]()
     for site, name in enumerate(splits["test"].site_ids):
         units = splits["test"].unit_mask[site]
         train, test = of_site(splits["train"], site), of_site(splits["test"], site)
@@ -167,9 +195,26 @@ def hidden_areas(splits: dict[str, SiteWindows], checkpoints: dict[str, Path]) -
         found["mean response"] = np.broadcast_to((train.sum(axis=0) + null) / (num_trials + 1), test.shape)
         found["reduced-rank linear"], chosen = reduced_rank(splits, site)
         sums = {label: bits_per_spike(rates, test, null) for label, rates in found.items()}
+        totals = {label: totals.get(label, np.zeros_like(one)) + one for label, one in sums.items()}
         bits = {label: float(one[0].sum() / (one[1].sum() * np.log(2))) for label, one in sums.items()}
         rows.append({"area": name, "units": int(units.sum()), "spikes": int(test.sum()), **bits, **chosen})
-    return rows
+    pairs: list[tuple[str, str | None]] = [(label, None) for label in totals]
+    pairs += [("RPNT", other) for other in totals if other != "RPNT"]
+    overall = [
+        {
+            "what": label if other is None else f"{label} minus {other}",
+            "trials": totals[label].shape[1],
+            **dict(
+                zip(
+                    ("bits", "from", "to"),
+                    bits_interval(totals[label], None if other is None else totals[other]),
+                    strict=True,
+                )
+            ),
+        }
+        for label, other in pairs
+    ]
+    return rows, overall
 
 
 def classify(
@@ -240,22 +285,27 @@ def logistic(splits: dict[str, SiteWindows], labels: dict[str, NDArray[np.int64]
     return chosen
 
 
-def accuracy_interval(truth: NDArray[np.int64], classes: NDArray[np.int64]) -> dict[str, float]:
-    """Balanced accuracy on test trials with its 95 % percentile interval."""
+def accuracy_interval(
+    truth: NDArray[np.int64], classes: NDArray[np.int64], others: NDArray[np.int64] | None = None
+) -> dict[str, float]:
+    """Balanced accuracy on test trials, less that of others where there are some, and the 95 % interval."""
     generator = np.random.default_rng(0)
+
+    def accuracy(index: NDArray[np.int64]) -> float:
+        found = balanced_accuracy_score(truth[index], classes[index])
+        return float(found - (0 if others is None else balanced_accuracy_score(truth[index], others[index])))
+
     drawn: list[float] = []
     while len(drawn) < NUM_RESAMPLES:
         index = generator.integers(len(truth), size=len(truth))
         if len(np.unique(truth[index])) == 2:
-            drawn.append(balanced_accuracy_score(truth[index], classes[index]))
+            drawn.append(accuracy(index))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"accuracy": float(balanced_accuracy_score(truth, classes)), "from": float(low), "to": float(high)}
+    return {"accuracy": accuracy(np.arange(len(truth))), "from": float(low), "to": float(high)}
 
 
-def run_file(
-    path: Path, folder: Path, options: argparse.Namespace
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Everything about one file."""
+def run_file(path: Path, folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Everything about one file: its areas, all of them together, and the outcome of trials."""
     data = build(path, folder, options.label_column)
     checkpoints = {
         name: pretrain(data, folder / f"model{layers}", layers, options)
@@ -265,9 +315,9 @@ def run_file(
     rows = {split: view_rows(load_rows(data, split=split)) for split in SPLITS}
     size = max(row["num_bins"] for found in rows.values() for row in found)
     splits = {split: cut_site_windows(found, processor, size) for split, found in rows.items()}
-    areas = [{"file": path.stem, **row} for row in hidden_areas(splits, checkpoints)]
+    areas, overall = hidden_areas(splits, checkpoints)
     if options.label_column is None:
-        return areas, []
+        return _named(path, areas=areas, overall=overall, outcomes=[])
     labels = {
         split: np.array([trial["label"] for row in found for trial in row["trials"]])
         for split, found in rows.items()
@@ -279,11 +329,26 @@ def run_file(
         ),
         "logistic regression": logistic(splits, labels),
     }
+    linear = classes["logistic regression"]
     outcomes = [
-        {"file": path.stem, "decoder": name, "trials": len(found), **accuracy_interval(labels["test"], found)}
+        {"decoder": name, "trials": len(found), **accuracy_interval(labels["test"], found)}
         for name, found in classes.items()
     ]
-    return areas, outcomes
+    outcomes.append(
+        {
+            "decoder": "RPNT minus logistic regression",
+            "trials": len(linear),
+            **accuracy_interval(labels["test"], classes["RPNT"], linear),
+        }
+    )
+    return _named(path, areas=areas, overall=overall, outcomes=outcomes)
+
+
+def _named(path: Path, **tables: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        title: [{"file": path.stem.removesuffix("_ecephys"), **row} for row in rows]
+        for title, rows in tables.items()
+    }
 
 
 def main() -> None:
@@ -298,29 +363,32 @@ def main() -> None:
     parser.add_argument("--files", type=int, metavar="N", help="only the first N files")
     parser.add_argument("--label-column", default="feedback", metavar="NAME", help="classes of the trials")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--epochs", type=int, default=60, metavar="N", help="of pretraining (60)")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of pretraining, about (1000)")
     parser.add_argument("--classifier-epochs", type=int, default=20, metavar="N", help="of finetuning (20)")
     options = parser.parse_args()
     if options.data is None and not options.quick:
         parser.error("--data must name a folder of NWB files")
     torch.set_num_threads(1)
-    areas: list[dict[str, Any]] = []
-    outcomes: list[dict[str, Any]] = []
+    found: dict[str, list[dict[str, Any]]] = {"areas": [], "overall": [], "outcomes": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.quick:
-            options.epochs, options.label_column = 1, None
+            options.steps, options.label_column = 10, None
             simulate_sites(num_sites=3, num_controls=1, num_trials=30).write(folder / "nwb")
             options.data = folder / "nwb"
         for path in find_nwb_files(options.data)[: options.files]:
-            more_areas, more_outcomes = run_file(path, folder / path.stem, options)
-            areas += more_areas
-            outcomes += more_outcomes
-            print(json.dumps({"areas": more_areas, "outcomes": more_outcomes}), flush=True)
-    print_table("Bits per spike of hidden areas", areas)
-    if outcomes:
-        print_table("Outcome of trials, balanced accuracy", outcomes)
-    save_results(options.out, "real_probes", {"areas": areas, "outcomes": outcomes})
+            done = options.out / f"real_probes_{path.stem}.json"
+            if not done.is_file() or options.quick:
+                options.out.mkdir(parents=True, exist_ok=True)
+                done.write_text(json.dumps(run_file(path, folder / path.stem, options)))
+            for title, rows in json.loads(done.read_text()).items():
+                found[title] += rows
+            print(f"{path.stem}: done", flush=True)
+    print_table("Bits per spike of hidden areas", found["areas"])
+    print_table("Bits per spike of all areas, and differences on the same resamples", found["overall"])
+    if found["outcomes"]:
+        print_table("Outcome of trials, balanced accuracy", found["outcomes"])
+    save_results(options.out, "real_probes", found)
 
 
 if __name__ == "__main__":

@@ -321,6 +321,31 @@ def test_rates_start_at_the_stated_mean_count(unit_embedding):
         model.set_mean_count(0.0)
 
 
+def test_readouts_of_their_own_start_at_the_mean_count_of_each_unit(tmp_path):
+    model = make(RPNTForPreTraining, unit_readout="own")
+    means = torch.linspace(0.1, 1.2, 12)
+    model.set_mean_count(means)
+    inputs = make_inputs()
+    unit_ids = torch.arange(12).view(1, 2, 6).expand(3, 2, 6)
+    rates = model(**inputs, unit_ids=unit_ids).log_rates.exp()
+    torch.testing.assert_close(rates, means[unit_ids][:, :, None].expand_as(rates))
+    with torch.no_grad():
+        model.own_readout.weight[:, :-1].normal_()
+    before = model(**inputs).log_rates
+    assert before[0, 0].std() > 0 and not hasattr(model, "unit_readout")
+    model.resize_unit_vocabulary(20)
+    torch.testing.assert_close(model(**inputs).log_rates, before)
+    torch.testing.assert_close(model.own_readout.weight[12:, -1], means.log().mean().expand(8))
+    assert not model.own_readout.weight[12:, :-1].any()
+    model.save_pretrained(tmp_path)
+    loaded = RPNTForPreTraining.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(**inputs).log_rates, before)
+    with pytest.raises(InputError, match=r"`mean_count` must be above 0 .* got 0\.0"):
+        model.set_mean_count(torch.zeros(20))
+    with pytest.raises(ConfigurationError, match=r"`unit_readout`='own' needs"):
+        make(RPNTForPreTraining, unit_readout="own", unit_embedding="slots")
+
+
 def test_classification_learns_from_whole_windows():
     model = make(RPNTForSequenceClassification, num_labels=4)
     outputs = model(**make_inputs(), labels=torch.tensor([0, 3, -100]))

@@ -15,7 +15,7 @@ from training_runs import history, run, weights
 from rpnt_hf.checkpoints import RunFolder
 from rpnt_hf.configuration_rpnt import RPNTConfig
 from rpnt_hf.data.builder import BuilderConfig, build_dataset
-from rpnt_hf.data.loading import load_rows, view_rows
+from rpnt_hf.data.loading import load_rows, unit_means, view_rows
 from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.decoding import decode_distributions, decode_recording, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
@@ -264,6 +264,15 @@ def test_pretraining_starts_at_the_mean_count_and_is_chosen_on_the_likelihood(co
     torch.testing.assert_close(bias, torch.full_like(bias, math.log(mean)), atol=1e-5, rtol=0)
     for name in history(tmp_path / "run")[-1]:
         assert "contrastive" not in name
+
+
+def test_readouts_of_their_own_start_at_the_mean_counts_of_the_training_rows(corpus, tmp_path):
+    arguments = ["--epochs=1", "--optimizer.learning_rate=1e-9", "--model.unit_readout=own"]
+    run("pretrain", corpus, tmp_path / "run", *arguments)
+    means = np.concatenate([found for _, found in sorted(unit_means(view_rows(load_rows(corpus))).items())])
+    bias = weights(tmp_path / "run")["own_readout.weight"][:, -1]
+    expected = torch.from_numpy(np.maximum(means, 0.01 * means.mean())).float().log()
+    torch.testing.assert_close(bias, expected, atol=1e-5, rtol=0)
 
 
 def test_pretraining_on_from_a_checkpoint_keeps_its_rate_head(corpus, pretrained, tmp_path):

@@ -182,6 +182,10 @@ class RPNTConfig(PreTrainedConfig):
             Rows of the unit embedding: units in the vocabulary of all sessions, or slots.
         unit_embedding (`str`, *optional*, defaults to `"vocabulary"`):
             "vocabulary": one row per unit of each session. "slots" (paper): units are sampled or padded.
+        unit_readout (`str`, *optional*, defaults to `"embedding"`):
+            Where the weights of a unit's rate in pretraining come from, with a vocabulary. "embedding": a
+            small network makes them of its embedding. "own": they are its own, and begin at its mean count;
+            they are learned in fewer steps.
         hidden_size (`int`, *optional*, defaults to 256):
             Width of a token.
         intermediate_size (`int`, *optional*, defaults to 1024):
@@ -263,6 +267,7 @@ class RPNTConfig(PreTrainedConfig):
 
     num_units: int = 96
     unit_embedding: Literal["vocabulary", "slots"] = "vocabulary"
+    unit_readout: Literal["embedding", "own"] = "embedding"
     hidden_size: int = 256
     intermediate_size: int = 1024
     num_hidden_layers: int = 4
@@ -362,6 +367,11 @@ class RPNTConfig(PreTrainedConfig):
         if self.contrastive_temperature <= 0:
             raise ConfigurationError(
                 f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}."
+            )
+        if self.unit_readout == "own" and self.unit_embedding == "slots":
+            raise ConfigurationError(
+                "`unit_readout`='own' needs `unit_embedding`='vocabulary', got 'slots', where units have no "
+                "rows of their own. Leave `unit_readout` at 'embedding'."
             )
         if self.attention_window is not None and self.attention_window < 1:
             raise ConfigurationError(

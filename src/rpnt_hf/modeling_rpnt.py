@@ -111,6 +111,13 @@ class RPNTMaskedPooling(nn.Module):
         return (weights[..., None] * states).sum(dim=-2)
 
 
+class RPNTUnitReadout(nn.Embedding):
+    """Weights of each unit's log rate, and in the last column its bias."""
+
+    def __init__(self, num_units: int, hidden_size: int, **kwargs: Any) -> None:
+        super().__init__(num_units, hidden_size + 1, **kwargs)
+
+
 class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     """Base of all RPNT models: configuration, initialisation, loading and saving."""
 
@@ -154,6 +161,8 @@ class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             start = torch.zeros(self.config.num_attention_heads, taps)
             start[:, 0] = math.log(99 * max(taps - 1, 1))
             init.copy_(module.kernel_bias, start.flatten())
+        elif isinstance(module, RPNTUnitReadout):
+            init.zeros_(module.weight)
 
     def resize_unit_vocabulary(self, num_units: int) -> None:
         """Adds rows to the unit embedding, for the units of new sessions; earlier rows stay as they are.
@@ -368,7 +377,9 @@ class RPNTForPreTraining(RPNTPreTrainedModel):
     def __init__(self, config: RPNTConfig) -> None:
         super().__init__(config)
         self.model = RPNTModel(config)
-        if config.unit_embedding == "vocabulary":
+        if config.unit_readout == "own":
+            self.own_readout = RPNTUnitReadout(config.num_units, config.hidden_size)
+        elif config.unit_embedding == "vocabulary":
             # Rates by dot product with the unit's own embedding, so that new units need no new head.
             self.unit_readout = nn.Sequential(
                 nn.Linear(config.hidden_size, config.hidden_size),
@@ -381,27 +392,54 @@ class RPNTForPreTraining(RPNTPreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def set_mean_count(self, mean_count: float) -> None:
+    def set_mean_count(self, mean_count: float | Tensor) -> None:
         """Lets an untrained rate head start at the mean count of the corpus instead of one spike per bin.
 
         Args:
-            mean_count (`float`): Spikes per unit and bin, above 0.
+            mean_count (`float` or `torch.FloatTensor` of shape `(num_units,)`):
+                Spikes per unit and bin, above 0; of each unit only with `unit_readout` "own".
 
         Raises:
             InputError: The mean is not above 0.
         """
-        if not mean_count > 0:
+        start = torch.as_tensor(mean_count, dtype=torch.float32)
+        if not bool((start > 0).all()):
             raise InputError(
-                f"`mean_count` must be above 0 spikes per bin, got {mean_count}. Check the counts."
+                f"`mean_count` must be above 0 spikes per bin, got {float(start.min())}. Check the counts."
             )
-        if self.config.unit_embedding == "slots":
-            self.slot_readout.bias.fill_(math.log(mean_count))
+        if self.config.unit_readout == "own":
+            self.own_readout.weight[:, -1] = start.log()
+        elif self.config.unit_embedding == "slots":
+            self.slot_readout.bias.fill_(start.log())
         else:
             last: Any = self.unit_readout[-1]
-            last.bias[-1] = math.log(mean_count)
+            last.bias[-1] = start.log()
+
+    def resize_unit_vocabulary(self, num_units: int) -> None:
+        """Adds rows to the unit embedding, as in [`RPNTModel`], and to readouts of the units' own.
+
+        Args:
+            num_units (`int`): Rows after the call, not fewer than now.
+
+        Raises:
+            ConfigurationError: The model uses slots, or the vocabulary would shrink.
+        """
+        super().resize_unit_vocabulary(num_units)
+        if self.config.unit_readout == "own":  # new ones begin at the geometric mean of the rates of old ones
+            old = self.own_readout.weight
+            new = RPNTUnitReadout(num_units, self.config.hidden_size, device=old.device, dtype=old.dtype)
+            self._init_weights(new)
+            with torch.no_grad():
+                new.weight[:, -1] = old[:, -1].mean()
+                new.weight[: len(old)] = old
+            new.weight.requires_grad = old.requires_grad
+            self.own_readout = new
 
     def _log_rates(self, hidden_states: Tensor, unit_ids: Tensor) -> Tensor:
         """(B, S, T, D) -> (B, S, T, N)."""
+        if self.config.unit_readout == "own":
+            weights, bias = self.own_readout(unit_ids).split([self.config.hidden_size, 1], dim=-1)
+            return hidden_states @ weights.transpose(-1, -2) + bias.transpose(-1, -2)
         if self.config.unit_embedding == "slots":
             slots = self.slot_readout(hidden_states)
             return slots.gather(-1, unit_ids[:, :, None].expand(*slots.shape[:3], -1))
