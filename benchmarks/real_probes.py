@@ -142,10 +142,15 @@ def reduced_rank(splits: dict[str, SiteWindows], site: int) -> tuple[Array, dict
     response, mean_x, null = y["train"].mean(axis=0), x["train"].mean(axis=0), y["train"].mean(axis=(0, 1))
     features, targets = x["train"] - mean_x, y["train"] - response
     features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    gram = features.T @ features
+    is_wide = features.shape[1] > len(features)  # then the same solution is had from the smaller matrix
+    gram = features @ features.T if is_wide else features.T @ features
     best: tuple[float, Array, dict[str, float]] | None = None
     for ridge in RIDGES:
-        full = np.linalg.solve(gram + ridge * np.eye(len(gram)), features.T @ targets)
+        ridged = gram + ridge * np.eye(len(gram))
+        if is_wide:
+            full = features.T @ np.linalg.solve(ridged, targets)
+        else:
+            full = np.linalg.solve(ridged, features.T @ targets)
         directions = np.linalg.svd(features @ full, full_matrices=False)[2]
         for rank in RANKS:
             low = full @ directions[:rank].T @ directions[:rank]
@@ -324,9 +329,6 @@ def run_file(path: Path, folder: Path, options: argparse.Namespace) -> dict[str,
     }
     classes = {
         "RPNT": classify(checkpoints["RPNT"], splits, labels, options.classifier_epochs),
-        "RPNT, no spatial stage": classify(
-            checkpoints["RPNT, no spatial stage"], splits, labels, options.classifier_epochs
-        ),
         "logistic regression": logistic(splits, labels),
     }
     linear = classes["logistic regression"]
@@ -364,7 +366,7 @@ def main() -> None:
     parser.add_argument("--label-column", default="feedback", metavar="NAME", help="classes of the trials")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of pretraining, about (1000)")
-    parser.add_argument("--classifier-epochs", type=int, default=20, metavar="N", help="of finetuning (20)")
+    parser.add_argument("--classifier-epochs", type=int, default=10, metavar="N", help="of finetuning (10)")
     options = parser.parse_args()
     if options.data is None and not options.quick:
         parser.error("--data must name a folder of NWB files")

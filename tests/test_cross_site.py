@@ -16,7 +16,7 @@ from rpnt_hf.evaluation.cross_site import (
     Target,
     compare_arms,
     evaluate_cross_site,
-    leave_site_out,
+    leave_sites_out,
     list_sites,
 )
 from rpnt_hf.scripts import load_script
@@ -44,7 +44,7 @@ def rows_of(folder, split="train"):
 def test_the_site_stands_alone_three_times_and_differs_in_its_coordinates_only(days, tmp_path):
     sites = list_sites(days)
     target = sorted(sites, key=lambda one: one.name)[1]
-    leave_site_out(days, None, target, sites, tmp_path / "out")
+    leave_sites_out(days, None, [target], sites, tmp_path / "out")
     for split in ("train", "validation", "test"):
         rows = rows_of(tmp_path / "out", split)
         arms = {name: [row for row in rows if row["session_id"] == target.arm(name)] for name in COORDINATES}
@@ -64,7 +64,7 @@ def test_the_site_stands_alone_three_times_and_differs_in_its_coordinates_only(d
 def test_folders_of_one_name_are_told_apart_by_the_cache_of_datasets(days, tmp_path):
     sites = list_sites(days)
     for target in sites:
-        leave_site_out(days, None, target, sites, tmp_path / target.site_id / "data")
+        leave_sites_out(days, None, [target], sites, tmp_path / target.site_id / "data")
         sessions = {row["session_id"] for row in rows_of(tmp_path / target.site_id / "data")}
         assert target.arm("true") in sessions and target.session_id not in sessions
 
@@ -73,7 +73,7 @@ def test_a_site_of_simultaneous_probes_leaves_the_others_of_its_session(simultan
     sites = list_sites(simultaneous)
     (session,) = {one.session_id for one in sites}
     target = Target(session, "S01")
-    leave_site_out(simultaneous, None, target, sites, tmp_path / "out")
+    leave_sites_out(simultaneous, None, [target], sites, tmp_path / "out")
     rows = rows_of(tmp_path / "out")
     (rest,) = {tuple(row["site_ids"]) for row in rows if row["session_id"] == session}
     assert rest == ("S00", "S02")
@@ -85,12 +85,26 @@ def test_a_site_of_simultaneous_probes_leaves_the_others_of_its_session(simultan
     np.testing.assert_array_equal(row_counts(alone), row_counts(own)[:, 4:8])
 
 
+def test_sites_that_are_left_out_together_are_nowhere_else(days, tmp_path):
+    sites = list_sites(days)
+    *targets, kept = sites
+    leave_sites_out(days, None, targets, sites, tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    arms = {target.arm(name) for target in targets for name in COORDINATES}
+    assert {row["session_id"] for row in rows} == {kept.session_id} | arms
+    for row in rows:
+        if row["session_id"].endswith("shuffled"):
+            np.testing.assert_array_equal(row["site_positions"][0], sites[kept])
+    with pytest.raises(DatasetError, match="of a site that is not left out"):
+        leave_sites_out(days, None, list(sites), sites, tmp_path / "none")
+
+
 def test_without_coordinates_there_is_nothing_to_shuffle(days, tmp_path):
     sites = list_sites(days)
     target = next(iter(sites))
     nowhere = {one: place * (np.nan if one == target else 1) for one, place in sites.items()}
     with pytest.raises(DatasetError, match=r"positions of .* must be known"):
-        leave_site_out(days, None, target, nowhere, tmp_path / "out")
+        leave_sites_out(days, None, [target], nowhere, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -161,6 +175,14 @@ def test_a_site_is_left_out_and_decoded_in_every_way(days, tmp_path):
     assert "![sites 10--percent](sites_10--percent.png)" in (tmp_path / "out" / "results.md").read_text()
     again = evaluate_cross_site(days, tmp_path / "out", **options)
     assert again["table"] == results["table"]
+
+    names = [one.name for one in list(list_sites(days))[:2]]
+    options |= {"targets": names, "methods": ["scratch", "full"], "together": True}
+    results = evaluate_cross_site(days, tmp_path / "together", **options)
+    assert not results["failed"] and {row["target"] for row in results["table"]} == set(names)
+    (folder,) = (tmp_path / "together").glob("together_*")
+    (base,) = (folder / "evaluation" / "bases").iterdir()
+    assert base.name.startswith("pretrained_1sessions_")
 
 
 @pytest.mark.slow
