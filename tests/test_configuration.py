@@ -121,8 +121,8 @@ def test_tables_of_pairs_in_the_docstring_are_those_of_the_presets():
 
 
 CHANGES = {
-    "num_units": 12, "unit_embedding": "slots", "hidden_size": 32, "intermediate_size": 64,
-    "num_hidden_layers": 1,
+    "num_units": 12, "unit_embedding": "slots", "unit_readout": "own", "hidden_size": 32,
+    "intermediate_size": 64, "num_hidden_layers": 1,
     "num_spatial_layers": 1, "num_attention_heads": 4, "hidden_act": "relu", "layer_norm_eps": 0.5,
     "initializer_range": 0.1, "stem_kernel": 1, "position_encoding": "none", "num_anchors": 1,
     "attention_window": 2, "recurrent_stem": True, "layer_scale": 0.3,
