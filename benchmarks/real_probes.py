@@ -3,8 +3,8 @@
     python benchmarks/real_probes.py --data DIR --out results
 
 For each NWB file of the folder (trials with a column `feedback`; areas are sites): pretrain a tiny model with
-and without its spatial stage on the training trials, in which whole areas are hidden and nothing else, then
-on test trials
+and without its spatial stage on the training trials, in which whole areas are hidden and few units of the
+others, then on test trials
 
 - hide one area altogether and predict its counts from the others: bits per spike over a mean rate for each
   unit, beside the mean response of each unit over trials and a reduced-rank linear predictor from the other
@@ -44,12 +44,14 @@ from rpnt_hf.scripts import find_script, load_builder, load_script
 
 BIN_SIZE, MIN_UNITS = 0.02, 15
 SPLITS = ("train", "validation", "test")
-RANKS, RIDGES, FLOORS = (1, 2, 4, 8, 16), (1.0, 10.0, 100.0, 1000.0), (0.02, 0.1, 0.3)
+RANKS, RIDGES = (1, 2, 4, 8, 16, 32, 64), (30.0, 100.0, 300.0, 1000.0, 3000.0)
+FLOORS = (0.02, 0.1, 0.3, 0.5, 0.7)  # of a unit's mean rate
+SHARES = (0.0, 1.0)  # of the mean response over trials in what deviations are taken from
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Whole areas are hidden and nothing else, as on test trials: with more hidden, little is left to learn from.
-MASKING = {"site_mask_probability": 0.3, "min_visible_bins": 10_000, "min_visible_units": 10_000}
+# Whole areas are hidden as on test trials, and few units of the others: more leaves little to learn from.
+MASKING = {"site_mask_probability": 0.3, "min_visible_bins": 10_000, "max_unit_ratio": 0.4}
 FIELDS = {"unit_readout": "own", "dropout": 0.2}
-LEARNING_RATE, BATCH_SIZE, UNIT_DROPOUT, VALIDATE_EVERY = 0.003, 8, 0.2, 50
+LEARNING_RATE, BATCH_SIZE, VALIDATE_EVERY = 0.003, 8, 50
 LAGS = 2  # bins of the past that the linear predictor sees, beside the present one
 NUM_RESAMPLES = 1000
 
@@ -88,14 +90,7 @@ def pretrain(data: Path, out: Path, num_spatial_layers: int, options: argparse.N
     epochs = math.ceil(options.steps * BATCH_SIZE / len(rows))
     argv = ["--config", str(config), "--data", str(data), "--output_dir", str(out), "--cpu", "true"]
     argv += ["--model", json.dumps(fields), "--window_bins", str(max(rows["num_bins"])), "--seed", "0"]
-    argv += [
-        "--epochs",
-        str(epochs),
-        "--validate_every",
-        str(VALIDATE_EVERY),
-        "--unit_dropout",
-        str(UNIT_DROPOUT),
-    ]
+    argv += ["--epochs", str(epochs), "--validate_every", str(VALIDATE_EVERY)]
     argv += ["--masking", json.dumps(MASKING), "--batch_size", str(BATCH_SIZE)]
     argv += ["--optimizer.learning_rate", str(LEARNING_RATE)]
     load_script("training/pretrain.py").main(argv)
@@ -136,36 +131,41 @@ def predictors(windows: SiteWindows, site: int) -> Array:
 
 
 def reduced_rank(splits: dict[str, SiteWindows], site: int) -> tuple[Array, dict[str, float]]:
-    """Reduced-rank regression of deviations from the mean response, chosen on validation; rates on test."""
+    """Reduced-rank regression of deviations from a mean, chosen on validation; rates on test.
+
+    The mean is that of all bins, or that of each bin over trials, which few trials make noisy.
+    """
     x = {split: predictors(windows, site) for split, windows in splits.items()}
     y = {split: of_site(windows, site) for split, windows in splits.items()}
-    response, mean_x, null = y["train"].mean(axis=0), x["train"].mean(axis=0), y["train"].mean(axis=(0, 1))
-    features, targets = x["train"] - mean_x, y["train"] - response
-    features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    is_wide = features.shape[1] > len(features)  # then the same solution is had from the smaller matrix
-    gram = features @ features.T if is_wide else features.T @ features
+    null = y["train"].mean(axis=(0, 1))
     best: tuple[float, Array, dict[str, float]] | None = None
-    for ridge in RIDGES:
-        ridged = gram + ridge * np.eye(len(gram))
-        if is_wide:
-            full = features.T @ np.linalg.solve(ridged, targets)
-        else:
-            full = np.linalg.solve(ridged, features.T @ targets)
-        directions = np.linalg.svd(features @ full, full_matrices=False)[2]
-        for rank in RANKS:
-            low = full @ directions[:rank].T @ directions[:rank]
-            for floor in FLOORS:
-
-                def rates(split: str, low: Array = low, floor: float = floor) -> Array:
-                    return np.maximum((x[split] - mean_x) @ low + response, floor * null + 1e-6)
-
-                gained, spikes = bits_per_spike(rates("validation"), y["validation"], null).sum(axis=1)
-                if best is None or gained / max(spikes, 1) > best[0]:
-                    best = (
-                        gained / max(spikes, 1),
-                        rates("test"),
-                        {"rank": rank, "ridge": ridge, "floor": floor},
-                    )
+    for share in SHARES:
+        mean_x, mean_y = (
+            (1 - share) * of["train"].mean(axis=(0, 1)) + share * of["train"].mean(axis=0) for of in (x, y)
+        )
+        features, targets = x["train"] - mean_x, y["train"] - mean_y
+        features, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        is_wide = features.shape[1] > len(features)  # then the same solution is had from the smaller matrix
+        gram = features @ features.T if is_wide else features.T @ features
+        held_out = x["validation"] - mean_x
+        for ridge in RIDGES:
+            ridged = gram + ridge * np.eye(len(gram))
+            if is_wide:
+                full = features.T @ np.linalg.solve(ridged, targets)
+            else:
+                full = np.linalg.solve(ridged, features.T @ targets)
+            fitted = features @ full
+            directions = np.linalg.eigh(fitted.T @ fitted)[1][:, ::-1]
+            for rank in RANKS:
+                kept = directions[:, :rank] @ directions[:, :rank].T
+                predicted = held_out @ full @ kept + mean_y
+                for floor in FLOORS:
+                    rates = np.maximum(predicted, floor * null + 1e-6)
+                    gained, spikes = bits_per_spike(rates, y["validation"], null).sum(axis=1)
+                    if best is None or gained / max(spikes, 1) > best[0]:
+                        test = np.maximum((x["test"] - mean_x) @ full @ kept + mean_y, floor * null + 1e-6)
+                        chosen = {"share": share, "rank": rank, "ridge": ridge, "floor": floor}
+                        best = (gained / max(spikes, 1), test, chosen)
     assert best is not None
     return best[1], best[2]
 
@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, metavar="N", help="only the first N files")
     parser.add_argument("--label-column", default="feedback", metavar="NAME", help="classes of the trials")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of pretraining, about (1000)")
+    parser.add_argument("--steps", type=int, default=1500, metavar="N", help="of pretraining, about (1500)")
     parser.add_argument("--classifier-epochs", type=int, default=10, metavar="N", help="of finetuning (10)")
     options = parser.parse_args()
     if options.data is None and not options.quick:

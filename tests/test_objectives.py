@@ -73,6 +73,11 @@ def test_windows_hide_the_same_bins_at_all_sites_at_the_asked_rate():
     assert (bins[~alike] == free[~alike]).all() and (bins[:, 0] == free[:, 0]).all()
 
 
+def test_no_more_units_are_hidden_than_asked():
+    assert draw(np.arange(500), 2, 20, 100)[1].mean(2).max() > 0.9
+    assert 0.35 < draw(np.arange(500), 2, 20, 100, max_unit_ratio=0.4)[1].mean(2).max() <= 0.4
+
+
 def test_masks_repeat_with_their_seed_whatever_else_is_in_the_batch():
     bins, units = draw([5, 6, 5], 2, 30, 7)
     alone_bins, alone_units = draw([5], 2, 30, 7)
@@ -81,9 +86,11 @@ def test_masks_repeat_with_their_seed_whatever_else_is_in_the_batch():
     assert (bins[1] != bins[0]).any()
 
 
-@pytest.mark.parametrize("kwargs", [{"site_mask_probability": 1.5}, {"min_visible_bins": -1}])
+@pytest.mark.parametrize(
+    "kwargs", [{"site_mask_probability": 1.5}, {"min_visible_bins": -1}, {"max_unit_ratio": 1.0}]
+)
 def test_impossible_masks_are_refused(kwargs):
-    with pytest.raises(ConfigurationError, match="site_mask_probability"):
+    with pytest.raises(ConfigurationError, match="max_unit_ratio|site_mask_probability"):
         draw([0], 1, 10, 10, **kwargs)
 
 

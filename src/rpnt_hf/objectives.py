@@ -24,6 +24,7 @@ def draw_masks(
     min_visible_units: int = 1,
     site_mask_probability: float = 0.0,
     same_bins_probability: float = 0.0,
+    max_unit_ratio: float = 0.99,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws which bins and units of each window are hidden, for each site (DESIGN 2.5).
 
@@ -43,13 +44,15 @@ def draw_masks(
         same_bins_probability (`float`, *optional*, defaults to 0.0):
             Probability in [0, 1] that a window hides the same bins at all sites: only the past is left to
             tell of them, not what other sites do at the same time.
+        max_unit_ratio (`float`, *optional*, defaults to 0.99): Highest unit ratio, in [0.01, 0.99].
 
     Returns:
         `tuple`: `masked_bins` and `masked_units`, of the shapes of `bin_mask` and `unit_mask`, boolean, True
         = hidden and scored.
 
     Raises:
-        ConfigurationError: A probability is outside [0, 1], or a minimum is below 0.
+        ConfigurationError: A probability is outside [0, 1], a minimum is below 0, or the highest ratio is out
+            of range.
 
     Example:
         ```python
@@ -66,11 +69,15 @@ def draw_masks(
             f"be 0 or more, got {site_mask_probability}, {same_bins_probability}, {min_visible_bins}, "
             f"{min_visible_units}."
         )
+    if not 0.01 <= max_unit_ratio <= 0.99:
+        raise ConfigurationError(f"`max_unit_ratio` must lie in [0.01, 0.99], got {max_unit_ratio}.")
     sites = np.arange(bin_mask.shape[1])
     same = uniforms(seeds[:, None], "same bins", np.zeros(1, int)) < same_bins_probability  # (batch, 1)
 
-    def hide(purpose: str, present: np.ndarray, min_visible: int, alike: np.ndarray) -> np.ndarray:
-        ratio = 0.01 + 0.98 * uniforms(seeds[:, None], f"{purpose} ratio", sites)
+    def hide(
+        purpose: str, present: np.ndarray, min_visible: int, alike: np.ndarray, max_ratio: float
+    ) -> np.ndarray:
+        ratio = 0.01 + (max_ratio - 0.01) * uniforms(seeds[:, None], f"{purpose} ratio", sites)
         ratio = np.where(alike, ratio[:, :1], ratio)
         count = present.sum(axis=2)
         num_hidden = np.minimum(np.rint(ratio * count).astype(int), np.maximum(count - min_visible, 0))
@@ -82,8 +89,8 @@ def draw_masks(
         highest = np.take_along_axis(np.sort(keys, axis=2), last, axis=2)
         return present & (keys <= highest) & (num_hidden > 0)[..., None]
 
-    masked_bins = hide("masked bins", bin_mask, min_visible_bins, same)
-    masked_units = hide("masked units", unit_mask, min_visible_units, np.zeros_like(same))
+    masked_bins = hide("masked bins", bin_mask, min_visible_bins, same, 0.99)
+    masked_units = hide("masked units", unit_mask, min_visible_units, np.zeros_like(same), max_unit_ratio)
     if site_mask_probability:
         recorded = bin_mask.any(axis=2)
         draws = np.where(recorded, uniforms(seeds[:, None], "masked sites", sites), -1.0)

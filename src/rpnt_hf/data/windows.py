@@ -53,12 +53,14 @@ class MaskingConfig:
             site; at least one site stays.
         same_bins_probability (`float`, *optional*, defaults to 0.0): Probability in [0, 1] that a window
             hides the same bins at all sites: only the past tells of them. Maps by permutation ask for that.
+        max_unit_ratio (`float`, *optional*, defaults to 0.99): Highest share of a site's units to hide.
     """
 
     min_visible_bins: int = 1
     min_visible_units: int = 1
     site_mask_probability: float = 0.0
     same_bins_probability: float = 0.0
+    max_unit_ratio: float = 0.99
 
 
 def site_label(session_id: str, site_id: str) -> int:
@@ -336,6 +338,7 @@ class WindowCollator:
                 min_visible_units=self.masking.min_visible_units,
                 site_mask_probability=self.masking.site_mask_probability,
                 same_bins_probability=self.masking.same_bins_probability,
+                max_unit_ratio=self.masking.max_unit_ratio,
             )
             labels = self._site_labels[:, sites][rows]
             idle = scored_from >= stops  # of a process that a batch has no window for
