@@ -90,7 +90,7 @@ def test_masks_repeat_with_their_seed_whatever_else_is_in_the_batch():
     "kwargs", [{"site_mask_probability": 1.5}, {"min_visible_bins": -1}, {"max_unit_ratio": 1.0}]
 )
 def test_impossible_masks_are_refused(kwargs):
-    with pytest.raises(ConfigurationError, match="max_unit_ratio|site_mask_probability"):
+    with pytest.raises(ConfigurationError, match=r"max_unit_ratio|site_mask_probability"):
         draw([0], 1, 10, 10, **kwargs)
 
 
