@@ -318,7 +318,7 @@ def run_file(path: Path, folder: Path, options: argparse.Namespace) -> dict[str,
     }
     _, processor = load_pretrained(checkpoints["RPNT"])
     rows = {split: view_rows(load_rows(data, split=split)) for split in SPLITS}
-    size = max(row["num_bins"] for found in rows.values() for row in found)
+    size = min(row["num_bins"] for found in rows.values() for row in found)  # no bin is padding
     splits = {split: cut_site_windows(found, processor, size) for split, found in rows.items()}
     areas, overall = hidden_areas(splits, checkpoints)
     if options.label_column is None:
