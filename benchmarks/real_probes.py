@@ -44,7 +44,7 @@ from rpnt_hf.scripts import find_script, load_builder, load_script
 
 BIN_SIZE, MIN_UNITS = 0.02, 15
 SPLITS = ("train", "validation", "test")
-RANKS, RIDGES = (1, 2, 4, 8, 16, 32, 64), (30.0, 100.0, 300.0, 1000.0, 3000.0)
+RANKS, RIDGES = (1, 2, 4, 8, 16, 32, 64), (100.0, 300.0, 1000.0, 3000.0, 10_000.0, 30_000.0)
 FLOORS = (0.02, 0.1, 0.3, 0.5, 0.7)  # of a unit's mean rate
 SHARES = (0.0, 1.0)  # of the mean response over trials in what deviations are taken from
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
