@@ -379,11 +379,18 @@ def main() -> None:
             simulate_sites(num_sites=3, num_controls=1, num_trials=30).write(folder / "nwb")
             options.data = folder / "nwb"
         for path in find_nwb_files(options.data)[: options.files]:
+            settings = {
+                name: str(getattr(options, name)) for name in ("steps", "classifier_epochs", "label_column")
+            }
             done = options.out / f"real_probes_{path.stem}.json"
-            if not done.is_file() or options.quick:
+            known = json.loads(done.read_text()) if done.is_file() else {}
+            if known.get("settings") != settings:
+                known = {"settings": settings, "tables": run_file(path, folder / path.stem, options)}
                 options.out.mkdir(parents=True, exist_ok=True)
-                done.write_text(json.dumps(run_file(path, folder / path.stem, options)))
-            for title, rows in json.loads(done.read_text()).items():
+                unfinished = done.with_suffix(".unfinished")
+                unfinished.write_text(json.dumps(known))
+                unfinished.replace(done)
+            for title, rows in known["tables"].items():
                 found[title] += rows
             print(f"{path.stem}: done", flush=True)
     print_table("Bits per spike of hidden areas", found["areas"])

@@ -250,13 +250,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             num_slots=options.num_slots,
         )
         overall = float(np.concatenate(list(mean_counts.values())).mean())
-        model.set_mean_count(overall)
+        start = torch.tensor(overall)
         if model.config.unit_readout == "own":
-            of_units = torch.full((model.config.num_units,), overall)
+            start = start.repeat(model.config.num_units)
             for session_id, means in mean_counts.items():  # a unit that is silent must not begin at 0
                 own = processor.session_rows(session_id, len(means))
-                of_units[own.start : own.stop] = torch.from_numpy(np.maximum(means, 0.01 * overall))
-            model.set_mean_count(of_units)
+                start[own.start : own.stop] = torch.from_numpy(np.maximum(means, 0.01 * overall))
+        model.set_mean_count(start)
     else:
         model, processor, _ = from_checkpoint(
             RPNTForPreTraining, options.init, options.model, rows, window_bins=size
