@@ -100,6 +100,17 @@ def test_results_hold_every_decoder_with_intervals_seeds_and_a_verdict(within):
         assert (within / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_report_says_how_sure_decoders_are_where_trials_have_no_direction_too(within):
+    results = json.loads((within / "results.json").read_text())
+    scratch = next(row for row in results["scores"] if row["decoder"] == "scratch")
+    [row] = results["tables"]["Uncertainty on test trials"]
+    assert (row["session"], row["decoder"]) == ("a", "scratch")
+    assert row["bins within 50 %"] == f"{100 * scratch['coverage_50']:.1f} %"
+    assert row["negative log-likelihood, nats"] == scratch["nll"]
+    assert "| bins within 95 % |" in (within / "results.md").read_text()
+    assert "calibration_a.png" in results["figures"]
+
+
 def test_scores_are_those_of_the_predictions_that_are_kept(within):
     results = json.loads((within / "results.json").read_text())
     run = Run("lstm", "a", Amount("100 %", None), 1)

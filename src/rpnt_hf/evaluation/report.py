@@ -320,11 +320,13 @@ def _markdown(report: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Writes one value of the table; numbers with four significant digits."""
+    """Writes one value of the table: numbers to a thousandth, smaller ones to two digits."""
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+        if abs(value) < 0.001:
+            return f"{value:.2g}"
+        return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
     if isinstance(value, list):
         return " to ".join(_cell(item) for item in value)
     return str(value).replace("|", "\\|").replace("\n", " ")

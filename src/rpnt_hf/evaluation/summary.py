@@ -35,6 +35,7 @@ from rpnt_hf.metrics import R2_CONVENTIONS
 __all__ = ["summarize"]
 
 Group = tuple[str, str]  # session and amount
+COVERED = (0.5, 0.8, 0.95)  # central intervals whose coverage is reported
 
 
 def summarize(
@@ -86,6 +87,8 @@ def summarize(
     across = _compare_across(protocol, scores)
     figures = _draw(out, protocol, done, scores, bin_size)
     tables = {"Scores on test trials": [_shown(row) for row in scores]}
+    if uncertain := [_shown_uncertainty(row) for row in scores if "nll" in row]:
+        tables["Uncertainty on test trials"] = uncertain
     if comparisons:
         tables["Compared within a session, on the same resampled test trials"] = [
             {key: value for key, value in row.items() if key != "convention"}
@@ -170,15 +173,23 @@ def _uncertainty(runs: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
         return {}
     from rpnt_hf.evaluation.calibration import coverage, negative_log_likelihood
 
-    levels = (0.5, 0.8, 0.95)
     decoded = [(v["targets"], v["predictions"], v["log_variances"]) for v in runs]
     shapes = [_shape(v) for v in runs]
-    inside = [coverage(*one, levels, dof) for one, dof in zip(decoded, shapes, strict=True)]
+    inside = [coverage(*one, COVERED, dof) for one, dof in zip(decoded, shapes, strict=True)]
     nll = [negative_log_likelihood(*one, dof) for one, dof in zip(decoded, shapes, strict=True)]
-    means = {
-        f"coverage_{round(100 * level)}": float(np.mean([row[level] for row in inside])) for level in levels
-    }
+    means = {_covered(level): float(np.mean([row[level] for row in inside])) for level in COVERED}
     return {"nll": float(np.mean(nll)), **means}
+
+
+def _covered(level: float) -> str:
+    return f"coverage_{round(100 * level)}"
+
+
+def _shown_uncertainty(row: Mapping[str, Any]) -> dict[str, Any]:
+    """How sure a decoder was, for people: calibrated on validation, counted on test bins."""
+    inside = {f"bins within {100 * level:.0f} %": f"{100 * row[_covered(level)]:.1f} %" for level in COVERED}
+    shown = {"session": row["session"], "trained on": f"{row['trials']} trials ({row['amount']})"}
+    return {**shown, "decoder": row["decoder"], **inside, "negative log-likelihood, nats": row["nll"]}
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,6 +302,9 @@ def _draw(
     for (session, amount), by_name in done.items():
         if not any(row["session"] == session and row["amount"] == amount for row in whole):
             continue
+        uncertain = {name: runs[0][2] for name, runs in by_name.items() if "log_variances" in runs[0][2]}
+        if uncertain:
+            figures[f"calibration_{_file_name(session)}.png"] = plot_calibration(_calibration(uncertain))
         shown = _best_of_each(by_name)
         _, _, values = next(iter(shown.values()))
         cuts = np.flatnonzero(np.diff(values["trials"])) + 1
@@ -307,9 +321,6 @@ def _draw(
         figures[f"trajectories_{_file_name(session)}.png"] = plot_trajectories(
             truth, decoded, directions, bin_size, r2
         )
-        uncertain = {name: found[2] for name, found in shown.items() if "log_variances" in found[2]}
-        if uncertain:
-            figures[f"calibration_{_file_name(session)}.png"] = plot_calibration(_calibration(uncertain))
     return [save_figure(figure, out / name).name for name, figure in figures.items()]
 
 
