@@ -153,6 +153,8 @@ def test_every_field_changes_the_result(field):
         "max_bins": {"position_encoding": "learned"},
         "hidden_size": {"mrope_axes": None},
         "num_attention_heads": {"mrope_axes": None},
+        "contrastive_temperature": {"contrastive_weight": 0.5},
+        "projection_size": {"contrastive_weight": 0.5},
     }.get(field, {})
     if field == "dropout":
         assert run(dropout=0.5) != run()

@@ -93,6 +93,16 @@ def test_the_encoder_moves_from_pretraining_to_decoding_unchanged(tmp_path):
     assert all(torch.isfinite(parameter).all() for parameter in decoder.parameters())
 
 
+def test_the_site_contrast_is_in_the_loss_only_where_it_has_a_weight():
+    inputs = {**make_inputs(), "masked_bins": torch.rand(3, 2, 9) < 0.5, "labels": torch.tensor([[0, 1]] * 3)}
+    torch.manual_seed(0)
+    without = make(RPNTForPreTraining)(**inputs)
+    assert without.loss == without.poisson_loss and without.contrastive_loss > 0
+    torch.manual_seed(0)
+    outputs = make(RPNTForPreTraining, contrastive_weight=0.5)(**inputs)
+    torch.testing.assert_close(outputs.loss, outputs.poisson_loss + 0.5 * outputs.contrastive_loss)
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_parameter_is_initialised_and_used(cls):
     model = make(cls, predict_variance=True)

@@ -136,8 +136,8 @@ def test_what_is_saved_is_the_best_on_validation(corpus, decoder):
 
 
 def test_pretraining_learns_and_knows_only_its_sessions(pretrained):
+    """Above 0 bits per spike it knows more than the mean count of each unit, with which it does not begin."""
     entries = history(pretrained)
-    assert entries[-1]["loss"] < entries[0]["loss"]
     best = json.loads((pretrained / "results.json").read_text())["validation"]
     assert best["bits_per_spike"] == max(entry["validation_bits_per_spike"] for entry in entries) > 0
     assert list(RPNTProcessor.from_pretrained(pretrained).sessions) == ["a"]

@@ -241,8 +241,9 @@ class RPNTConfig(PreTrainedConfig):
         variance_dof (`list[float]`, *optional*):
             Degrees of freedom, above 2, of the Student t distribution in which each target lies about its
             prediction, found on validation trials with `predict_variance`; None means normal.
-        contrastive_weight (`float`, *optional*, defaults to 0.1):
-            Weight of the site-contrastive term in pretraining, 0 or more.
+        contrastive_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the site-contrastive term in pretraining, 0 or more. The paper has 0.1, which
+            stalls reconstruction with one site (`docs/decisions.md`).
         contrastive_temperature (`float`, *optional*, defaults to 0.1):
             Temperature of that term, above 0.
         projection_size (`int`, *optional*, defaults to 64):
@@ -294,7 +295,7 @@ class RPNTConfig(PreTrainedConfig):
     label_lag: int = 0
     predict_variance: bool = False
     variance_dof: list[float] | None = None
-    contrastive_weight: float | int = 0.1
+    contrastive_weight: float | int = 0.0
     contrastive_temperature: float | int = 0.1
     projection_size: int = 64
     format_version: int = 1
