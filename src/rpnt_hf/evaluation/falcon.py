@@ -2,13 +2,15 @@
 
 FALCON (Karpowicz et al. 2024) feeds binned counts one bin at a time, several sessions in a batch, and scores
 variance-weighted R2 per session and the time spent per second of data. `FalconDecoder` has the methods that
-the package `falcon-challenge` calls and does not need it installed.
+the package `falcon-challenge` calls and does not need it installed (the extra `falcon` installs it).
 """
 
 import logging
+import re
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,8 @@ __all__ = ["FalconDecoder", "evaluate_falcon"]
 class FalconDecoder:
     """A decoder with the methods of `falcon_challenge.interface.BCIDecoder`.
 
-    Each place of the batch decodes a stream of its own, with the units and metadata of its session.
+    Each place of the batch decodes a stream of its own, with the units and metadata of its session. What it
+    says at a bin is of that bin: a decoder with `label_lag` is ahead, and its word waits for that many bins.
 
     Args:
         model (`RPNTForMotorDecoding`): The decoder.
@@ -41,13 +44,18 @@ class FalconDecoder:
         batch_size (`int`, *optional*, defaults to 1): Streams at a time, at least 1.
         reset_on_done (`bool`, *optional*, defaults to `False`):
             Whether the end of a trial makes its stream forget the past. FALCON's files run on between trials.
+        session_of (`Callable[[str], str]`, *optional*):
+            Names the session of the decoder that a dataset tag means, given the tag without folder and
+            ".nwb"; by default as `find_session` says.
         **options: More options of [`StreamingDecoder`], such as `max_bins`.
 
     Example:
+        With the evaluator of the package, on files below `EVAL_DATA_PATH`:
+
         ```python
-        >>> decoder = FalconDecoder(*load_decoder("decoder"))  # doctest: +SKIP
-        >>> decoder.reset(["20120924"])  # doctest: +SKIP
-        >>> decoder.predict(counts[None])  # (1, channels) -> (1, targets)  # doctest: +SKIP
+        >>> from falcon_challenge.evaluator import FalconEvaluator  # doctest: +SKIP
+        >>> decoder = FalconDecoder(*load_decoder("decoder"), batch_size=7)  # doctest: +SKIP
+        >>> FalconEvaluator(split="m2").evaluate(decoder, phase="minival")  # doctest: +SKIP
         ```
     """
 
@@ -57,10 +65,11 @@ class FalconDecoder:
         processor: RPNTProcessor,
         batch_size: int = 1,
         reset_on_done: bool = False,
+        session_of: Callable[[str], str] | None = None,
         **options: Any,
     ) -> None:
         self.model, self.processor, self.options = model, processor, options
-        self.reset_on_done = reset_on_done
+        self.reset_on_done, self.session_of = reset_on_done, session_of
         self.set_batch_size(batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:
@@ -75,26 +84,41 @@ class FalconDecoder:
         if batch_size < 1:
             raise ConfigurationError(f"`batch_size` must be 1 or more streams, got {batch_size}.")
         self.batch_size = batch_size
-        self._streams: list[StreamingDecoder | None] = []
+        self._streams: list[_Stream | None] = []
+        self._num_tags = 0
 
-    def session_of(self, tag: str) -> str:
-        """Finds the session that a tag means.
+    def find_session(self, tag: str | Path) -> str:
+        """Finds the session that a dataset tag means.
 
         Args:
-            tag (`str`): A session of the processor, or a part of exactly one name, such as its date.
+            tag (`str` or `Path`): What the evaluator gives: the file of a stream, or a name.
 
         Returns:
-            `str`: The session.
+            `str`: What `session_of` says; by default the session of that name, else the one with the same
+            part after `ses-` (as in the DANDI archive), else the one whose name is a part of the tag, or the
+            tag of it.
 
         Raises:
             InputError: There is none, or there are several.
         """
         known = list(self.processor.sessions)
-        found = [tag] if tag in known else [name for name in known if tag and tag in name]
+        stem = PurePath(tag).name.removesuffix(".nwb")
+        if self.session_of is not None:
+            said = self.session_of(stem)
+            if said not in known:
+                raise InputError(
+                    f"`session_of` must give a session of the decoder, got '{said}' for '{stem}'. It has "
+                    f"{', '.join(known)}."
+                )
+            return said
+        found = [name for name in known if name == stem]
+        found = found or [name for name in known if _after_ses(name) == _after_ses(stem) != ""]
+        found = found or [name for name in known if stem and (stem in name or name in stem)]
         if len(found) != 1:
             raise InputError(
-                f"A dataset tag must be a session of the decoder, or part of exactly one, got '{tag}', which "
-                f"fits {', '.join(found) or 'none'} of {', '.join(known)}. Finetune the decoder on it."
+                f"A dataset tag must mean exactly one session of the decoder, got '{stem}', which fits "
+                f"{', '.join(found) or 'none'} of {', '.join(known)}. Finetune the decoder on it, or pass "
+                "`session_of`."
             )
         return found[0]
 
@@ -102,38 +126,39 @@ class FalconDecoder:
         """Starts new streams.
 
         Args:
-            dataset_tags (`Sequence[str]`):
-                Session of each place of the batch, as `session_of` reads it; places beyond the given ones,
+            dataset_tags (`Sequence[str or Path]`):
+                Session of each place of the batch, as `find_session` reads it; places beyond the given ones,
                 and those with an empty tag, stay empty and decode to 0.
 
         Raises:
             InputError: A tag is unknown, or there are more tags than places.
         """
-        tags = [str(tag) for tag in dataset_tags]
+        tags = list(dataset_tags)
         if len(tags) > self.batch_size:
             raise InputError(
                 f"There must be at most `batch_size`={self.batch_size} dataset tags, got {len(tags)}. Make a "
                 "decoder with a larger batch."
             )
-        streams: list[StreamingDecoder | None] = []
+        streams: list[_Stream | None] = []
         for tag in [*tags, *[""] * (self.batch_size - len(tags))]:
             if not tag and len(self.processor.sessions) > 1:
                 streams.append(None)
                 continue
-            session_id = self.session_of(tag) if tag else next(iter(self.processor.sessions))
-            streams.append(StreamingDecoder(self.model, self.processor, session_id, **self.options))
-        self._streams = streams
+            session_id = self.find_session(tag) if tag else next(iter(self.processor.sessions))
+            streams.append(_Stream(StreamingDecoder(self.model, self.processor, session_id, **self.options)))
+        self._streams, self._num_tags = streams, len(tags)
 
     def predict(self, neural_observations: NDArray[Any]) -> NDArray[np.float32]:
         """Takes the next bin of every stream and decodes it.
 
         Args:
-            neural_observations (`np.ndarray` of shape `(batch, channels)`):
-                Counts of one bin. A session with fewer units than channels takes the first ones.
+            neural_observations (`np.ndarray` of shape `(rows, channels)`):
+                Counts of one bin, a row for each tag that `reset` got, or for each place of the batch. A
+                session with fewer units than channels takes the first ones.
 
         Returns:
-            `np.ndarray` of shape `(batch, targets)`, float32: behaviour in the units of the decoder; 0
-            in empty places.
+            `np.ndarray` of shape `(rows, targets)`, float32: behaviour in the units of the decoder; 0
+            in empty places, and in the first `label_lag` bins of a stream.
 
         Raises:
             InputError: `reset` was not called, or the counts do not fit.
@@ -141,24 +166,22 @@ class FalconDecoder:
         observations = np.asarray(neural_observations)
         if not self._streams:
             raise InputError("`reset` must be called with the dataset tags before the first bin.")
-        if observations.ndim != 2 or len(observations) != self.batch_size:
+        if observations.ndim != 2 or not self._num_tags <= len(observations) <= self.batch_size:
             raise InputError(
-                f"`neural_observations` must have shape (batch_size={self.batch_size}, channels), got "
-                f"{observations.shape}."
+                f"`neural_observations` must have shape (rows, channels) with {self._num_tags} to "
+                f"{self.batch_size} rows (the tags of `reset`, `batch_size`), got {observations.shape}."
             )
-        decoded = np.zeros((self.batch_size, self.model.config.num_targets), dtype=np.float32)
-        for place, stream in enumerate(self._streams):
+        decoded = np.zeros((len(observations), self.model.config.num_targets), dtype=np.float32)
+        for place, stream in enumerate(self._streams[: len(observations)]):
             if stream is not None:
-                decoded[place] = (
-                    stream.step(observations[place, : stream.num_flat_units]).float().cpu().numpy()
-                )
+                decoded[place] = stream.step(observations[place])
         return decoded
 
     def observe(self, neural_observations: NDArray[Any]) -> None:
         """Takes a bin that needs no prediction.
 
         Args:
-            neural_observations (`np.ndarray` of shape `(batch, channels)`): As in `predict`.
+            neural_observations (`np.ndarray` of shape `(rows, channels)`): As in `predict`.
         """
         self.predict(neural_observations)
 
@@ -166,13 +189,39 @@ class FalconDecoder:
         """Hears which trials have just ended.
 
         Args:
-            dones (`np.ndarray` of shape `(batch,)`): True where one has.
+            dones (`np.ndarray` of shape `(rows,)`): True where one has.
         """
         if not self.reset_on_done:
             return
-        for stream, done in zip(self._streams, np.asarray(dones, dtype=bool), strict=True):
+        for stream, done in zip(self._streams, np.asarray(dones, dtype=bool), strict=False):
             if stream is not None and done:
                 stream.reset()
+
+
+class _Stream:
+    """A stream whose output waits until the bin that it is about."""
+
+    def __init__(self, decoder: StreamingDecoder) -> None:
+        self.decoder = decoder
+        self.ahead: deque[NDArray[np.float32]] = deque()
+
+    def step(self, counts: NDArray[Any]) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = (
+            self.decoder.step(counts[: self.decoder.num_flat_units]).float().cpu().numpy()
+        )
+        self.ahead.append(values)
+        late = len(self.ahead) > self.decoder.model.config.label_lag
+        return self.ahead.popleft() if late else np.zeros_like(values)
+
+    def reset(self) -> None:
+        self.decoder.reset()
+        self.ahead.clear()
+
+
+def _after_ses(name: str) -> str:
+    """The part of a name of the DANDI archive that is the session, "" where there is none."""
+    found = re.search(r"(?:^|_)ses-([^_]+)", name)
+    return found.group(1) if found else ""
 
 
 def evaluate_falcon(
@@ -219,12 +268,9 @@ def evaluate_falcon(
         targets, predictions, seconds, duration = [], [], 0.0, 0.0
         for row in (row for row in rows if row["session_id"] == session_id):
             decoder.reset([session_id])
-            counts, decoded = row_counts(row), np.full(row_behavior(row).shape, np.nan, dtype=np.float32)
+            counts = row_counts(row)
             began = time.perf_counter()
-            for index, observed in enumerate(counts):
-                values = decoder.predict(observed[None])[0]
-                if index + lag < len(decoded):
-                    decoded[index + lag] = values
+            decoded = np.concatenate([decoder.predict(observed[None]) for observed in counts])
             seconds += time.perf_counter() - began
             duration += len(counts) * row["bin_size"]
             scored = scored_bins(row)
