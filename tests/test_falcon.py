@@ -95,7 +95,7 @@ def test_methods_are_those_that_the_benchmark_calls():
 
 
 def write_falcon_file(path, seed):
-    """A file of M2 as the evaluator of FALCON reads it; `velocity` has the same numbers for `rpnt build`."""
+    """A file of M2 as the evaluator of FALCON reads it."""
     rng = np.random.default_rng(seed)
     times = np.arange(0, 3.0 + 0.02 * (seed % 3), 0.02)  # not all files are equally long
     velocity = np.stack([np.sin(4 * times + seed), np.cos(3 * times)], axis=1)
@@ -106,7 +106,6 @@ def write_falcon_file(path, seed):
     return write_nwb(
         path,
         [np.sort(rng.uniform(0, 3.0, rng.integers(20, 60))) for _ in range(96)],
-        behavior=[TimeSeries(name="velocity", data=velocity, timestamps=times, unit="au/s")],
         trials={"start_time": [0.0, 1.0, 2.0], "stop_time": [1.0, 2.0, 3.0]},
         obs_intervals=np.array([[0.0, times[-1]]]),
         acquisition=[fingers, mask],
@@ -127,7 +126,7 @@ def test_the_evaluator_of_the_benchmark_gives_the_scores_of_the_streams(tmp_path
         stem = f"sub-MonkeyN-held-{group}-minival_ses-{session}_behavior+ecephys"
         write_falcon_file(folder / f"{stem}.nwb", seed)
     words = ["build", "nwb", "--nwb-dir", str(folder), "--out", str(tmp_path / "built"), "--bin-size", "0.02"]
-    assert main([*words, "--behavior", "velocity", "--session-pattern", "ses-([^_]+)"]) == 0
+    assert main([*words, "--behavior", "index", "middle", "--session-pattern", "ses-([^_]+)"]) == 0
     processor = RPNTProcessor.from_rows(view_rows(load_rows(str(tmp_path / "built"), split="train")))
     torch.manual_seed(0)
     lag = 2
