@@ -169,6 +169,8 @@ def test_files_find_their_session_by_its_name_by_what_follows_ses_or_as_the_call
     assert falcon.find_session("2020-a") == first
     with pytest.raises(InputError, match=r"got '2020', which fits sub-N.*-a, sub-N.*-b of .* `session_of`"):
         falcon.find_session("2020")
+    with pytest.raises(InputError, match=r"got 'data', which fits none of a, b"):
+        FalconDecoder(*decoder).find_session("data")
     told = FalconDecoder(*decoder, session_of={"NRun1_20201019_eval": "b"}.__getitem__)
     assert told.find_session(Path("m2/NRun1_20201019_eval.nwb")) == "b"
     lost = FalconDecoder(*decoder, session_of=lambda stem: stem.upper())

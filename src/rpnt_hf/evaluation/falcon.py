@@ -95,8 +95,8 @@ class FalconDecoder:
 
         Returns:
             `str`: What `session_of` says; by default the session of that name, else the one with the same
-            part after `ses-` (as in the DANDI archive), else the one whose name is a part of the tag, or the
-            tag of it.
+            part after `ses-` (as in the DANDI archive), else the one whose name is a whole part of the tag,
+            or the tag of it.
 
         Raises:
             InputError: There is none, or there are several.
@@ -113,7 +113,7 @@ class FalconDecoder:
             return said
         found = [name for name in known if name == stem]
         found = found or [name for name in known if _after_ses(name) == _after_ses(stem) != ""]
-        found = found or [name for name in known if stem and (stem in name or name in stem)]
+        found = found or [name for name in known if _is_part(stem, name) or _is_part(name, stem)]
         if len(found) != 1:
             raise InputError(
                 f"A dataset tag must mean exactly one session of the decoder, got '{stem}', which fits "
@@ -222,6 +222,11 @@ def _after_ses(name: str) -> str:
     """The part of a name of the DANDI archive that is the session, "" where there is none."""
     found = re.search(r"(?:^|_)ses-([^_]+)", name)
     return found.group(1) if found else ""
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """Whether a name holds another between its ends, hyphens, underscores and the like."""
+    return bool(part) and bool(re.search(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", whole))
 
 
 def evaluate_falcon(
