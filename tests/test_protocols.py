@@ -2,10 +2,16 @@
 
 import pytest
 
+from rpnt_hf import RPNTConfig
 from rpnt_hf.errors import ConfigurationError, DatasetError
 from rpnt_hf.evaluation.protocols import COMPARATORS, MODES, PARTS, PROTOCOLS, Session, ablation_arms, plan
 from rpnt_hf.evaluation.runner import Recipe
+from rpnt_hf.scripts import find_script
 
+RECIPES = sorted(
+    path.name.removesuffix("_comparators.yaml")
+    for path in find_script("training/configs").glob("*_comparators.yaml")
+)
 SESSIONS = [
     Session("c1", "C", "center_out", 100),
     Session("c2", "C", "center_out", 50),
@@ -77,6 +83,23 @@ def test_an_ablation_takes_each_part_away_or_adds_it(recipe):
     runs, _ = plan("ablation", SESSIONS, targets=["c1"], seeds=[0], arms=arms)
     assert [run.name for run in runs] == list(arms)
     assert [dict(run.overrides) for run in runs] == list(arms.values())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_arm_of_every_recipe_is_a_network_that_can_be_built(recipe):
+    """Without anchors metadata would turn nothing, so the arm without them knows time alone."""
+    options = Recipe.named(recipe).options()
+    fields = Recipe.named(recipe).model(transfer=False)
+    arms = ablation_arms(options)
+    for overrides in arms.values():
+        prefix = "model."
+        own = {
+            name.removeprefix(prefix): value for name, value in overrides.items() if name.startswith(prefix)
+        }
+        RPNTConfig.preset(options["preset"], **{**fields, **own})
+    assert ("no anchors, encoding rope" in arms) == (
+        recipe in ("neuropixel_slots", "perich_miller", "tiny", "transfer")
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,9 @@ WHOLE = "all"  # the arm that is the recipe itself
 def ablation_arms(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Lists the arms of an ablation: a recipe as it is, without each part that it has, with each other one.
 
+    Without anchors metadata turn nothing where there is no spatial layer; that arm is then one of rope, to be
+    compared with the arm of rope.
+
     Args:
         options (`Mapping[str, Any]`): What the recipe trains with, by the names of `PARTS`, and
             "model.position_encoding".
@@ -68,9 +71,18 @@ def ablation_arms(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         has_it = value["enabled"] if isinstance(value, Mapping) else value != without
         arms[f"no {part}" if has_it else f"with {part}"] = {name: without if has_it else with_it}
     encoding = "model.position_encoding"
+    if "no anchors" in arms and _rotates_metadata_by_anchors(options):
+        arms["no anchors, encoding rope"] = {**arms.pop("no anchors"), encoding: "rope"}
     return arms | {
         f"encoding {other}": {encoding: other} for other in ENCODINGS if other != options[encoding]
     }
+
+
+def _rotates_metadata_by_anchors(options: Mapping[str, Any]) -> bool:
+    """Whether without anchors metadata would turn nothing, which a configuration refuses."""
+    turns_metadata = any(axis["name"] != "time" and axis["num_pairs"] for axis in options["model.mrope_axes"])
+    is_mrope = options["model.position_encoding"] == "mrope"
+    return is_mrope and turns_metadata and not options["model.num_spatial_layers"]
 
 
 @dataclass(frozen=True)
