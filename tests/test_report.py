@@ -53,6 +53,12 @@ def test_the_markdown_has_table_figures_and_how_to_run_it_again(tmp_path):
     assert "Seeds: 0, 1" in text and "Command: `" in text and "torch 2" in text
 
 
+def test_the_markdown_keeps_the_sign_and_size_of_small_differences(tmp_path):
+    row = {"large": 1234.5678, "plain": 0.95828, "small": -0.00087534, "p": 0.0000374, "none": 0.0}
+    write_report({"table": [row]}, tmp_path)
+    assert "| 1235 | 0.958 | -0.00088 | 3.7e-05 | 0 |" in (tmp_path / "report.md").read_text()
+
+
 def test_the_run_names_no_folder_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/rpnt", "demo", "--out", "my results"])
     run = write_report({}, tmp_path)["run"]
