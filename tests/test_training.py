@@ -139,7 +139,7 @@ def test_what_is_saved_is_the_best_on_validation(corpus, decoder):
 
 
 def test_pretraining_learns(corpus, tmp_path):
-    """Against the same run with a rate at which nothing moves: few windows tell 0.00 to 0.03 bits by chance."""
+    """Against a run whose rate moves nothing: windows are few, and by chance it has up to 0.03 bits."""
     bits = {}
     for name, options in (("still", ["--epochs=8", "--optimizer.learning_rate=1e-9"]), ("learns", LEARNS)):
         run("pretrain", corpus, tmp_path / name, "--exclude_sessions=[b]", "--validate_every=20", *options)
