@@ -67,6 +67,7 @@ from rpnt_hf.processes import (
 )
 from rpnt_hf.processing_rpnt import RPNTProcessor
 from rpnt_hf.progress import progress_bar
+from rpnt_hf.token_map import fit_token_map, place_units
 
 logger = get_logger(__name__)
 
@@ -88,7 +89,9 @@ class FinetuneOptions:
             does and low-rank terms in every layer, and saves these alone, without the checkpoint.
         adapters: Rank and scale of those terms.
         decoder_rate: Share of the learning rate, in (0, 1], for what a decoder brings: all but the unit
-            embeddings, and with slots these too.
+            embeddings, and these too with slots and where they were placed.
+        place_units: Whether units that are new to a decoder begin where its token map places them by the
+            labelled training bins (`rpnt_hf.token_map`), or at random; not for slots.
         preset: Preset of the network, from scratch.
         model: Fields of RPNTConfig that differ: from scratch any, from a checkpoint those without weights
             (dropout).
@@ -124,6 +127,7 @@ class FinetuneOptions:
     mode: Literal["full", "frozen", "units", "adapters"] = "full"
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     decoder_rate: float = 1.0
+    place_units: bool = True
     preset: str = "tiny"
     model: dict[str, Any] = field(default_factory=dict)
     num_slots: int | None = None
@@ -445,6 +449,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with accelerator.local_main_process_first():  # the others find what it has cached
         splits, num_trials = load_splits(options)
     model, processor, new_sessions = make_model(options, splits)
+    placed_sessions = new_sessions if options.place_units and model.token_map is not None else []
+    place_units(model, processor, splits["train"], placed_sessions)
     sessions = sorted({row["session_id"] for row in splits["train"]})
     freeze(model, processor, options.mode, sessions, new_sessions)
     facts = describe_data(options.data, options.dataset_config, splits)
@@ -474,7 +480,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         math.ceil(len(sampler.batches(epoch)) / options.accumulation_steps) for epoch in range(options.epochs)
     ]
     body_rate = options.decoder_rate if is_decoder(options) else 1.0
-    optimizer = make_optimizer(model, options.optimizer, body_rate)
+    unit_rate = body_rate if placed_sessions else 1.0
+    optimizer = make_optimizer(model, options.optimizer, body_rate, unit_rate)
     schedule = make_schedule(optimizer, options.optimizer, sum(steps_per_epoch))
     averaged = average_weights(model.to(accelerator.device), options.optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -563,6 +570,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     calibration = None
     if judged.config.predict_variance:
         calibration = calibrate(judged, processor, splits["validation"], options.batch_size)
+    if judged.token_map is None and base is None and processor.unit_embedding == "vocabulary":
+        fit_token_map(judged, processor, splits["train"])
     test = describe_test(decode_trials(accelerator, judged, processor, splits["test"], options.batch_size))
     results = {
         "kind": "decoder" if base is None else "adapter",
@@ -575,6 +584,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "init": shared_name(options.init),
         "base_model": base_name(options),
         "new_sessions": new_sessions,
+        "placed_sessions": placed_sessions,
         "mode": options.mode,
         "seed": options.seed,
         "num_processes": accelerator.num_processes,

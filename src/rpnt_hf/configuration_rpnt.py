@@ -241,6 +241,9 @@ class RPNTConfig(PreTrainedConfig):
         variance_dof (`list[float]`, *optional*):
             Degrees of freedom, above 2, of the Student t distribution in which each target lies about its
             prediction, found on validation trials with `predict_variance`; None means normal.
+        token_map_step (`int`, *optional*):
+            Bins between the moments at which the token map of a decoder reads behaviour (`token_map.py`);
+            None where a model has none.
         contrastive_weight (`float`, *optional*, defaults to 0.0):
             Weight of the site-contrastive term in pretraining, 0 or more. The paper has 0.1, which
             stalls reconstruction with one site (`docs/decisions.md`).
@@ -295,6 +298,7 @@ class RPNTConfig(PreTrainedConfig):
     label_lag: int = 0
     predict_variance: bool = False
     variance_dof: list[float] | None = None
+    token_map_step: int | None = None
     contrastive_weight: float | int = 0.0
     contrastive_temperature: float | int = 0.1
     projection_size: int = 64
@@ -335,6 +339,11 @@ class RPNTConfig(PreTrainedConfig):
         per_layer = max(self.attention_window - 1 + key_taps - 1, query_taps - 1)
         return self.stem_kernel - 1 + self.num_hidden_layers * per_layer
 
+    @property
+    def token_map_moments(self) -> list[int]:
+        """Moments about a bin, in bins from it, at which the token map reads behaviour."""
+        return [self.token_map_step * moment for moment in range(-8, 9)] if self.token_map_step else []
+
     def validate_architecture(self) -> None:
         """Checks the fields against each other, when a configuration is made and when it is saved.
 
@@ -365,6 +374,10 @@ class RPNTConfig(PreTrainedConfig):
             raise ConfigurationError(f"`dropout` must lie in [0, 1), got {self.dropout}.")
         if self.layer_scale is not None and self.layer_scale <= 0:
             raise ConfigurationError(f"`layer_scale` must be None or above 0, got {self.layer_scale}.")
+        if self.token_map_step is not None and self.token_map_step < 1:
+            raise ConfigurationError(
+                f"`token_map_step` must be None or at least 1 bin, got {self.token_map_step}."
+            )
         if self.contrastive_temperature <= 0:
             raise ConfigurationError(
                 f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}."

@@ -131,6 +131,8 @@ def from_checkpoint(
             f"({len(stray)} in all) would be new or left over. Change only fields without weights, such as "
             "`dropout`, or train from scratch."
         )
+    if "token_map" in loading["missing_keys"]:  # pretrained from a decoder, whose map it has not kept
+        model.set_token_map(None)
     for session_id in found.sessions.keys() & processor.sessions.keys():
         if found.sessions[session_id] != processor.sessions[session_id]:
             raise CheckpointError(

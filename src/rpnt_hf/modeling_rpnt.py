@@ -535,6 +535,8 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         ```
     """
 
+    token_map: Tensor | None  # (moments * K + 1, D): from behaviour in standard deviations, and a constant
+
     def __init__(self, config: RPNTConfig) -> None:
         super().__init__(config)
         self.model = RPNTModel(config)
@@ -546,7 +548,18 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
             self.stem_pooling = RPNTMaskedPooling(config)
             self.stem_decoder = nn.Linear(config.hidden_size, config.num_targets)
         self.dropout = RPNTDropout(config.dropout if config.recurrent_stem else 0.0)
+        self.set_token_map(config.token_map_step)
         self.post_init()
+
+    def set_token_map(self, step: int | None) -> None:
+        """Makes room for a token map, which says what token goes with which behaviour (`token_map.py`).
+
+        Args:
+            step (`int`, *optional*): Bins between the moments at which it reads behaviour; None for no map.
+        """
+        self.config.token_map_step = step
+        size = len(self.config.token_map_moments) * self.config.num_targets + 1, self.config.hidden_size
+        self.register_buffer("token_map", None if step is None else torch.zeros(size))
 
     def decode(
         self, hidden_states: Tensor, stem_state: Tensor | None, bin_mask: Tensor | None

@@ -98,7 +98,9 @@ def check_sessions(
         )
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float = 1.0) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, body_rate: float = 1.0, unit_rate: float = 1.0
+) -> torch.optim.AdamW:
     """Makes AdamW over the parameters that require gradients.
 
     Args:
@@ -107,6 +109,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float =
         body_rate (`float`, *optional*, defaults to 1.0):
             Share of the learning rate, in (0, 1], for everything but embeddings (Howard and Ruder 2018,
             arXiv:1801.06146). With slots for embeddings too: all sessions share them.
+        unit_rate (`float`, *optional*, defaults to 1.0):
+            That of embeddings of units, in (0, 1].
 
     Returns:
         `torch.optim.AdamW`: With one group that decays and two that do not, vectors and embeddings (a row
@@ -117,6 +121,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float =
     """
     check_range("learning_rate", config.learning_rate, config.learning_rate > 0, "above 0")
     check_range("body_rate", body_rate, 0 < body_rate <= 1, "in (0, 1]")
+    check_range("unit_rate", unit_rate, 0 < unit_rate <= 1, "in (0, 1]")
     check_range("weight_decay", config.weight_decay, config.weight_decay >= 0, "0 or more")
     check_range("beta2", config.beta2, 0 < config.beta2 < 1, "in (0, 1)")
     check_range("max_grad_norm", config.max_grad_norm, config.max_grad_norm > 0, "above 0")
@@ -129,10 +134,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, body_rate: float =
     rows = [parameter for parameter in trained if id(parameter) in embeddings]
     slower = config.learning_rate * body_rate
     has_own_rows = getattr(getattr(model, "config", None), "unit_embedding", "vocabulary") == "vocabulary"
+    of_units = config.learning_rate * unit_rate if has_own_rows else slower
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay, "lr": slower},
         {"params": vectors, "weight_decay": 0.0, "lr": slower},
-        {"params": rows, "weight_decay": 0.0, "lr": config.learning_rate if has_own_rows else slower},
+        {"params": rows, "weight_decay": 0.0, "lr": of_units},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=(0.9, config.beta2)
