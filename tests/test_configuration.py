@@ -130,8 +130,8 @@ CHANGES = {
     "mrope_axes": [MRoPEAxisConfig("time", 10)], "contrastive_weight": 0.9, "contrastive_temperature": 0.7,
     "projection_size": 5, "max_bins": 9, "label_mean": [5.0, 6.0], "label_std": [5.0, 6.0],
 }  # fmt: skip
-# Carried beside the weights: names, units, the lag that the processor applies to labels, the shape of errors, the
-# moments that the token map reads, the format.
+# Carried beside the weights: names, units, the lag that the processor applies to labels, the shape of errors,
+# the moments that the token map reads, the format.
 CARRIED = {
     "target_names", "target_units", "label_lag", "variance_dof", "token_map_step", "format_version",
 }  # fmt: skip

@@ -20,11 +20,13 @@ from rpnt_hf.data.rows import row_behavior, row_counts, scored_bins
 from rpnt_hf.decoding import decode_distributions, decode_recording, decode_rows
 from rpnt_hf.errors import CheckpointError, ConfigurationError, DatasetError, InputError
 from rpnt_hf.evaluation.calibration import fit_calibration
+from rpnt_hf.initialization import from_checkpoint
 from rpnt_hf.metrics import r2_scores
 from rpnt_hf.modeling_rpnt import RPNTForMotorDecoding, RPNTForPreTraining
 from rpnt_hf.optimization import OptimizerConfig, make_schedule
 from rpnt_hf.processing_rpnt import RPNTProcessor
 from rpnt_hf.scripts import load_script
+from rpnt_hf.token_map import place_units
 
 
 @pytest.fixture(autouse=True)
@@ -333,7 +335,7 @@ def test_frozen_mode_trains_the_head_and_the_units_at_hand(corpus, pretrained, t
     assert rows == list(range(6))
     run("finetune", corpus, tmp_path / "other", "--sessions=[b]", *arguments)
     assert changed(shared, weights(tmp_path / "other")) == (set(), [])
-    head = [name for name in after if not name.startswith("model.")]
+    head = [name for name in after if not name.startswith("model.") and name != "token_map"]
     assert "decoder.weight" in head
     assert not any(torch.equal(initial_states[0][name], after[name]) for name in head)
 
@@ -346,6 +348,37 @@ def test_units_mode_trains_only_the_rows_of_new_sessions(corpus, decoder, tmp_pa
     model = RPNTForMotorDecoding.from_pretrained(tmp_path / "run")
     assert model.config.label_mean == RPNTConfig.from_pretrained(decoder).label_mean
     assert RPNTProcessor.from_pretrained(tmp_path / "run").session_rows("b") == range(6, 11)
+
+
+def test_units_that_are_new_to_a_decoder_are_placed_by_its_token_map(
+    corpus, decoder, tmp_path, initial_states
+):
+    assert RPNTConfig.from_pretrained(decoder).token_map_step == 2  # bins of 0.05 s
+    arguments = [f"--init={decoder}", "--sessions=[b]", "--epochs=1", "--mode=units"]
+    placed = run("finetune", corpus, tmp_path / "placed", *arguments)
+    random = run("finetune", corpus, tmp_path / "random", *arguments, "--place_units=false")
+    assert placed["placed_sessions"] == ["b"] and random["placed_sessions"] == []
+    name = "model.embeddings.unit_embedding.weight"
+    rows = view_rows(load_rows(corpus, split="train"))
+    model, processor, _ = from_checkpoint(RPNTForMotorDecoding, str(decoder), {}, rows, window_bins=16)
+    place_units(model, processor, rows, ["b"])
+    torch.testing.assert_close(initial_states[0][name], model.state_dict()[name], rtol=0, atol=0)
+    assert not torch.equal(initial_states[0][name][6:], initial_states[1][name][6:])
+    assert torch.equal(weights(tmp_path / "placed")["token_map"], weights(decoder)["token_map"])
+
+
+def test_placed_units_learn_as_slowly_as_what_the_decoder_brings(corpus, decoder, tmp_path):
+    arguments = [f"--init={decoder}", "--sessions=[b]", "--epochs=1", "--decoder_rate=0.000001"]
+    run("finetune", corpus, tmp_path / "placed", *arguments)
+    run("finetune", corpus, tmp_path / "random", *arguments, "--place_units=false")
+    rows = view_rows(load_rows(corpus, split="train"))
+    model, processor, _ = from_checkpoint(RPNTForMotorDecoding, str(decoder), {}, rows, window_bins=16)
+    place_units(model, processor, rows, ["b"])
+    name = "model.embeddings.unit_embedding.weight"
+    start = model.state_dict()[name][6:]
+    moved = (weights(tmp_path / "placed")[name][6:] - start).abs().max()
+    assert 0 < moved < 1e-6
+    assert (weights(tmp_path / "random")[name][6:] - start).abs().max() > 1e-3
 
 
 def test_units_mode_moves_the_new_rows(corpus, decoder, tmp_path, initial_states):
