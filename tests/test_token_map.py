@@ -165,12 +165,14 @@ def test_bins_without_behavior_teach_nothing():
     np.testing.assert_array_equal(rows_of(model, processor, "b"), placed)
 
 
-def test_long_sessions_are_thinned_evenly(monkeypatch):
-    rows = [make_row("a", ANGLES, 0)]
+def test_every_third_bin_is_enough_where_there_are_many(monkeypatch):
+    rows = [make_row("a", ANGLES, seed, num_bins=200 + seed) for seed in range(3)]
     model, processor = make_decoder(rows)
-    monkeypatch.setattr(token_map, "MAX_BINS", 399)
+    monkeypatch.setattr(token_map, "MAX_BINS", 250)
     fit_token_map(model, processor, rows)
-    slopes, constant = ridge_map(features_of(rows[0])[::2], tokens_of(model, processor, rows[0])[::2])
+    x = np.concatenate([features_of(row) for row in rows])[::3]
+    y = np.concatenate([tokens_of(model, processor, row) for row in rows])[::3]
+    slopes, constant = ridge_map(x, y)
     np.testing.assert_allclose(model.token_map[:-1], slopes, atol=1e-5)
     np.testing.assert_allclose(model.token_map[-1], constant, atol=1e-5)
 

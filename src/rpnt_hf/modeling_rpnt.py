@@ -559,7 +559,8 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         """
         self.config.token_map_step = step
         size = len(self.config.token_map_moments) * self.config.num_targets + 1, self.config.hidden_size
-        self.register_buffer("token_map", None if step is None else torch.zeros(size))
+        device = self.decoder.weight.device
+        self.register_buffer("token_map", None if step is None else torch.zeros(size, device=device))
 
     def decode(
         self, hidden_states: Tensor, stem_state: Tensor | None, bin_mask: Tensor | None

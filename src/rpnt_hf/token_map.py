@@ -10,6 +10,7 @@ spaces of sessions are matched (Pandarinath et al. 2018, doi:10.1038/s41592-018-
 Not for sessions without labels: see `stabilization.py`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ STEP = 0.1  # s between the moments whose behaviour the map reads
 MAP_PENALTY = 1e-3  # per bin, on behaviour in standard deviations
 PENALTIES = np.logspace(-4, 4, 33)
 GAIN = 2.0  # ridge shrinks what it gives; chosen on held-out training trials (docs/research_log.md)
-MAX_BINS = 50_000  # evenly spaced where there are more: regressions of a few hundred columns need no more
+MAX_BINS = 50_000  # regressions of a few hundred columns need no more
 
 Array = NDArray[np.float64]
 
@@ -48,9 +49,9 @@ def fit_token_map(model: RPNTForMotorDecoding, processor: RPNTProcessor, rows: S
     features, tokens = [], []
     for row, units, bins, roots in _site_bins(rows):
         embeddings = weight[list(processor.session_rows(row["session_id"]))][units]
-        features.append(_features(model, row)[bins])
+        features.append(_features(model, row, bins))
         tokens.append(roots @ embeddings)
-    x, y = _at_most(np.concatenate(features)), _at_most(np.concatenate(tokens))
+    x, y = np.concatenate(features), np.concatenate(tokens)
     fitted = Ridge(alpha=MAP_PENALTY * len(x)).fit(x, y)
     values = np.concatenate([fitted.coef_.T, fitted.intercept_[None]])
     assert model.token_map is not None
@@ -75,28 +76,36 @@ def place_units(
         assert model.token_map is not None
         token_map = model.token_map.double().cpu().numpy()
         parts: dict[tuple[int, ...], tuple[list[Array], list[Array]]] = {}
-        for row, units, bins, roots in _site_bins(row for row in rows if row["session_id"] == session_id):
+        for row, units, bins, roots in _site_bins([row for row in rows if row["session_id"] == session_id]):
             found = parts.setdefault(tuple(units), ([], []))
             found[0].append(roots)
-            found[1].append(_features(model, row)[bins] @ token_map[:-1] + token_map[-1])
+            found[1].append(_features(model, row, bins) @ token_map[:-1] + token_map[-1])
         for units_of_site, (roots_of_rows, tokens) in parts.items():
-            x, y = _at_most(np.concatenate(roots_of_rows)), _at_most(np.concatenate(tokens))
+            x, y = np.concatenate(roots_of_rows), np.concatenate(tokens)
             embeddings = GAIN * RidgeCV(PENALTIES, fit_intercept=False).fit(x, y).coef_.T
             rows_of_units = np.array(processor.session_rows(session_id))[list(units_of_site)]
             weight[rows_of_units.tolist()] = torch.from_numpy(embeddings).to(weight)
 
 
 def _site_bins(
-    rows: Iterable[Mapping[str, Any]],
-) -> Iterator[tuple[Mapping[str, Any], NDArray[np.int64], NDArray[np.bool_], Array]]:
-    """Yields, for each row and site: its units, its labelled bins, and what units add to tokens there."""
+    rows: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[Mapping[str, Any], NDArray[np.int64], NDArray[np.int64], Array]]:
+    """Yields, for each row and site: its units, its labelled bins, and what units add to tokens there.
+
+    Of more than `MAX_BINS` labelled bins, every second, every third and so on, counted through all rows.
+    """
+    parts = []
     for row in rows:
-        scored = scored_bins(row)
-        unit_sites = np.asarray(row["unit_sites"])
+        scored, unit_sites = scored_bins(row), np.asarray(row["unit_sites"])
         for site, seen in enumerate(row_site_observed(row).T):
-            units, bins = np.flatnonzero(unit_sites == site), scored & seen
-            if len(units) and bins.any():
-                yield row, units, bins, np.sqrt(row_counts(row)[bins][:, units] / len(units))
+            parts.append((row, np.flatnonzero(unit_sites == site), np.flatnonzero(scored & seen)))
+    stride = max(1, math.ceil(sum(len(bins) for _, _, bins in parts) / MAX_BINS))
+    count = 0
+    for row, units, labelled in parts:
+        bins = labelled[-count % stride :: stride]
+        count += len(labelled)
+        if len(units) and len(bins):
+            yield row, units, bins, np.sqrt(row_counts(row)[bins][:, units] / len(units))
 
 
 def _weight(model: RPNTForMotorDecoding) -> torch.Tensor:
@@ -104,17 +113,12 @@ def _weight(model: RPNTForMotorDecoding) -> torch.Tensor:
     return embedding.weight.detach()  # shares its memory
 
 
-def _features(model: RPNTForMotorDecoding, row: Mapping[str, Any]) -> Array:
-    """Behaviour at the moments around each bin in standard deviations, (T, moments * K); the mean if unknown.
+def _features(model: RPNTForMotorDecoding, row: Mapping[str, Any], bins: NDArray[np.int64]) -> Array:
+    """Behaviour at the moments around some bins in standard deviations, (bins, moments * K).
 
-    Bins before the first and after the last count as those.
+    Bins before the first and after the last count as those; unknown behaviour as the mean.
     """
     behavior = row_behavior(row).astype(np.float64)
-    standard = (behavior - np.array(model.config.label_mean)) / np.array(model.config.label_std)
-    bins = np.arange(len(standard))[:, None] + np.array(model.config.token_map_moments)
-    return np.nan_to_num(standard)[bins.clip(0, len(standard) - 1)].reshape(len(standard), -1)
-
-
-def _at_most(values: Array) -> Array:
-    """Evenly spaced rows of an array, `MAX_BINS` or fewer."""
-    return values[:: -(-len(values) // MAX_BINS)]
+    standard = np.nan_to_num((behavior - np.array(model.config.label_mean)) / np.array(model.config.label_std))
+    moments = bins[:, None] + np.array(model.config.token_map_moments)
+    return standard[moments.clip(0, len(standard) - 1)].reshape(len(bins), -1)
