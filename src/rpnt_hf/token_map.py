@@ -118,7 +118,7 @@ def _features(model: RPNTForMotorDecoding, row: Mapping[str, Any], bins: NDArray
 
     Bins before the first and after the last count as those; unknown behaviour as the mean.
     """
-    behavior = row_behavior(row).astype(np.float64)
-    standard = np.nan_to_num((behavior - np.array(model.config.label_mean)) / np.array(model.config.label_std))
+    centred = row_behavior(row).astype(np.float64) - np.array(model.config.label_mean)
+    standard = np.nan_to_num(centred / np.array(model.config.label_std))
     moments = bins[:, None] + np.array(model.config.token_map_moments)
     return standard[moments.clip(0, len(standard) - 1)].reshape(len(bins), -1)
