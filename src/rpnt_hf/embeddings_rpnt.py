@@ -1,11 +1,14 @@
 """How spike counts become tokens: unit embeddings, the causal stems, and absolute positions for ablation.
 
+And the weights through which hidden states become the rates of units.
+
 Rotary positions are in `attention_rpnt.py`.
 
 Legend: `B` batch, `S` sites, `T` bins, `N` units, `D` hidden size.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,4 +104,11 @@ class RPNTEmbeddings(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :size]
 
 
-__all__ = ["RPNTEmbeddings"]
+class RPNTUnitReadout(nn.Embedding):
+    """Weights of each unit's log rate, and in the last column its bias."""
+
+    def __init__(self, num_units: int, hidden_size: int, **kwargs: Any) -> None:
+        super().__init__(num_units, hidden_size + 1, **kwargs)
+
+
+__all__ = ["RPNTEmbeddings", "RPNTUnitReadout"]

@@ -32,7 +32,7 @@ from .attention_rpnt import (
 )
 from .configuration_rpnt import RPNTConfig
 from .dropout_rpnt import RPNTDropout
-from .embeddings_rpnt import RPNTEmbeddings
+from .embeddings_rpnt import RPNTEmbeddings, RPNTUnitReadout
 from .errors import ConfigurationError, InputError, closest_names
 from .objectives import behavior_loss, mean_over_processes, poisson_nll, site_contrastive, variance_loss
 from .outputs_rpnt import (
@@ -109,13 +109,6 @@ class RPNTMaskedPooling(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min / 2)
         weights = scores.softmax(dim=-1).to(states.dtype)
         return (weights[..., None] * states).sum(dim=-2)
-
-
-class RPNTUnitReadout(nn.Embedding):
-    """Weights of each unit's log rate, and in the last column its bias."""
-
-    def __init__(self, num_units: int, hidden_size: int, **kwargs: Any) -> None:
-        super().__init__(num_units, hidden_size + 1, **kwargs)
 
 
 class RPNTPreTrainedModel(SafetensorsOnly, PreTrainedModel):
@@ -559,8 +552,7 @@ class RPNTForMotorDecoding(RPNTPreTrainedModel):
         """
         self.config.token_map_step = step
         size = len(self.config.token_map_moments) * self.config.num_targets + 1, self.config.hidden_size
-        device = self.decoder.weight.device
-        self.register_buffer("token_map", None if step is None else torch.zeros(size, device=device))
+        self.register_buffer("token_map", None if step is None else self.decoder.weight.new_zeros(size))
 
     def decode(
         self, hidden_states: Tensor, stem_state: Tensor | None, bin_mask: Tensor | None
