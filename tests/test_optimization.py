@@ -44,6 +44,14 @@ def test_slots_are_part_of_the_body_and_rows_of_units_are_not(embedding, rate):
     assert rates[id(network.body.weight)] == pytest.approx(0.001)
 
 
+def test_units_can_have_a_rate_of_their_own():
+    network = Network()
+    optimizer = make_optimizer(network, OptimizerConfig(learning_rate=0.01), body_rate=0.1, unit_rate=0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(network.units.weight)] == pytest.approx(0.005)
+    assert rates[id(network.body.weight)] == pytest.approx(0.001)
+
+
 def test_only_matrices_of_the_body_decay():
     network = Network()
     optimizer = make_optimizer(network, OptimizerConfig(weight_decay=0.3))
@@ -58,3 +66,5 @@ def test_only_matrices_of_the_body_decay():
 def test_a_share_outside_its_range_is_refused(rate):
     with pytest.raises(ConfigurationError, match=r"`body_rate` must be in \(0, 1\]"):
         make_optimizer(Network(), OptimizerConfig(), body_rate=rate)
+    with pytest.raises(ConfigurationError, match=r"`unit_rate` must be in \(0, 1\]"):
+        make_optimizer(Network(), OptimizerConfig(), unit_rate=rate)
